@@ -1,0 +1,1 @@
+"""What a person runs: recipes, the runner, the planner, chat and serve."""

@@ -1,0 +1,66 @@
+"""Tensors that a training step consumes, and the loss that it returns.
+
+Axis legend, used in every shape of the package:
+    row       rows of a packed batch
+    time      token positions within a row
+    sequence  whole token sequences (documents, conversations, completions); several share a row when packed
+    vocab     token types
+    width     model features
+    pair      preference pairs
+    group     completions of one problem
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+PADDING = -1
+"""The segment of positions that hold no token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A sum and what to divide it by. Divided once, in the trainer, over all microbatches and processes of a step.
+
+    Attributes:
+        total: the summed loss, carrying the gradient.
+        weight: how many units (trained tokens, pairs) the sum is over. Zero where nothing is trained.
+        terms: named sums to log, divided likewise by their own weights; they carry no gradient.
+    """
+
+    total: Float[Tensor, ""]
+    weight: Float[Tensor, ""]
+    terms: Mapping[str, "Loss"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Packed rows of token sequences.
+
+    Attributes:
+        tokens: what the model reads.
+        positions: restart at 0 with each sequence.
+        segments: the index of the sequence within the batch, the same number for all its tokens and no others;
+            PADDING where there is no token. Attention never crosses segments.
+        targets: the token to predict at each place (the next one of the same sequence); any id where weights is 0.
+        weights: the loss weight of each target; 0 where it is not trained.
+    """
+
+    tokens: Int[Tensor, "row time"]
+    positions: Int[Tensor, "row time"]
+    segments: Int[Tensor, "row time"]
+    targets: Int[Tensor, "row time"]
+    weights: Float[Tensor, "row time"]
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        """The same batch on another device."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__}
+        return replace(self, **moved)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that are no padding."""
+        return int((self.segments != PADDING).sum())

@@ -1,0 +1,107 @@
+"""The interfaces. Each concrete class is a leaf: it implements one of these and nothing derives from it.
+
+A language model in any role (annotator, teacher, critic, reviser, judge) is a Sampler. Every reward is a Verifier.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upweight.core.records import Completion, Message, Problem, Verdict
+
+if TYPE_CHECKING:
+    from upweight.core.batches import Loss
+
+Prompt = str | Sequence[Message]
+"""What a sampler continues: a conversation, rendered by the model's own chat template, or raw text taken as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How to decode.
+
+    Attributes:
+        max_new_tokens: a completion that reaches this many tokens stops with "length".
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it.
+        top_p: the smallest set of tokens whose probability reaches this is kept and renormalised; 1 keeps all.
+        top_k: only the k likeliest tokens are kept; 0 keeps all.
+        min_p: tokens below this share of the likeliest token's probability are dropped; 0 keeps all.
+        stop: strings that end the completion; they are not part of its text.
+        seed: same seed, same completions, whatever else is in the batch.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: at least one token has to be sampled")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}: 0 is greedy, above 0 samples")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: it is a share in (0, 1]")
+        if self.top_k < 0 or not 0 <= self.min_p < 1:
+            raise ValueError(f"top_k is {self.top_k} and min_p {self.min_p}: expected top_k >= 0 and min_p in [0, 1)")
+
+
+class Objective(ABC):
+    """What a training step minimises."""
+
+    @abstractmethod
+    def __call__(self, policy: Any, batch: Any) -> "Loss":
+        """The loss of one microbatch as a sum and its weight; the trainer divides once, over the whole step."""
+
+
+class Sampler(ABC):
+    """A language model that answers prompts."""
+
+    @abstractmethod
+    def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+        """`count` completions for each prompt, in the order of the prompts."""
+
+
+class Verifier(ABC):
+    """A judge of completions."""
+
+    @abstractmethod
+    def score(self, problem: Problem, group: Sequence[Completion]) -> list[Verdict]:
+        """One verdict a completion, in order. The whole group is given because pairwise rewards need it."""
+
+
+class Benchmark(ABC):
+    """A set of problems, how to judge them and how often to sample each."""
+
+    name: str
+    samples: int
+    verifier: Verifier
+
+    @abstractmethod
+    def problems(self) -> Sequence[Problem]:
+        """The problems, in a fixed order."""
+
+
+class Store(ABC):
+    """Where artifacts live, by name."""
+
+    @abstractmethod
+    def identity(self, name: str) -> Mapping[str, object] | None:
+        """The identity that the artifact was built from, None where there is no complete artifact of that name."""
+
+    @abstractmethod
+    def create(self, name: str, identity: Mapping[str, object]) -> Any:
+        """A context manager that yields the directory to build in; leaving it without an error completes the artifact.
+
+        A directory left by a killed run of the same identity is handed out again with its contents, so that the stage
+        can resume; one of another identity is emptied first.
+        """
+
+    @abstractmethod
+    def open(self, name: str) -> Path:
+        """The directory of a complete artifact. Raises UserError where it is missing."""

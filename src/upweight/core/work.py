@@ -1,0 +1,129 @@
+"""What a stage is and what it is handed: its inputs, a directory to write to, the machine, and somebody who watches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Summary = Mapping[str, Any]
+"""What a stage reports: JSON data. Numbers the report shows, and examples under keys of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where the work runs. Never counts towards identity: a result must not depend on it.
+
+    Attributes:
+        device: a torch device name.
+        threads: CPU threads of one process; 0 leaves torch's default.
+        workers: processes for work that is parallel over documents or programs.
+        unsafe_execution: run model-written code without isolation where isolation is not to be had.
+    """
+
+    device: str = "cpu"
+    threads: int = 0
+    workers: int = 2
+    unsafe_execution: bool = False
+
+
+class Bar(ABC):
+    """Progress of one long piece of work."""
+
+    @abstractmethod
+    def advance(self, amount: float = 1, **shown: float) -> None:
+        """`amount` more units are done; `shown` are figures to print beside the bar (loss=2.31)."""
+
+
+class Monitor(ABC):
+    """Who watches a stage: the terminal and the artifact's metrics.jsonl."""
+
+    @abstractmethod
+    @contextmanager
+    def track(self, label: str, *, total: float, unit: str, done: float = 0) -> Iterator[Bar]:
+        """A progress bar of `total` units, `done` of them done in an earlier run; rate and ETA follow."""
+
+    @abstractmethod
+    def record(self, **metrics: Any) -> None:
+        """Append one row to the artifact's metrics.jsonl."""
+
+    @abstractmethod
+    def say(self, line: str) -> None:
+        """One plain line for the person who waits."""
+
+
+class Silent(Monitor):
+    """Watches nothing and keeps the recorded rows, for tests and library use."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @contextmanager
+    def track(self, label: str, *, total: float, unit: str, done: float = 0) -> Iterator[Bar]:
+        yield _NoBar()
+
+    def record(self, **metrics: Any) -> None:
+        self.rows.append(metrics)
+
+    def say(self, line: str) -> None:
+        return
+
+
+class _NoBar(Bar):
+    def advance(self, amount: float = 1, **shown: float) -> None:
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage is handed.
+
+    Attributes:
+        out: the directory being built; everything the stage writes lies below it. After a kill it is handed out again
+            with what was there, so a stage resumes from its own files or overwrites them.
+        inputs: the directories of the input artifacts, by the names that the recipe's step gives them.
+        seed: derived from the recipe's seed and the step's name.
+    """
+
+    out: Path
+    inputs: Mapping[str, Path]
+    machine: Machine = Machine()
+    monitor: Monitor = field(default_factory=Silent)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a step is expected to cost, before it runs.
+
+    Attributes:
+        tokens: tokens trained on, sampled or read.
+        flops: floating-point operations.
+        memory_bytes: peak of one process.
+        disk_bytes: size of the artifact.
+        parameters: of the model that the step makes; 0 where it makes none.
+        seconds: overhead that flops do not explain (documents read, programs run), on one core.
+    """
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    disk_bytes: float = 0.0
+    parameters: float = 0.0
+    seconds: float = 0.0
+
+
+class Stage(Protocol):
+    """A verb of the recipe: a module of stages/, or any object of a user's with these names."""
+
+    Config: type
+    """A frozen dataclass: every choice that can change the result."""
+
+    def run(self, config: Any, work: Work) -> Summary:
+        """Build the artifact in `work.out` and say what was done."""
+        ...
+
+    def estimate(self, config: Any, inputs: Mapping[str, Estimate]) -> Estimate:
+        """The cost, from the configuration and the estimates of the inputs alone."""
+        ...

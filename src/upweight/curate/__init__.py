@@ -1,0 +1,1 @@
+"""What makes a document worth reading: reading, cleaning, tagging, retrieval, selection."""

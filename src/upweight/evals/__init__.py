@@ -1,0 +1,1 @@
+"""Measuring: estimators and one file a benchmark family."""

@@ -1,0 +1,1 @@
+"""The Llama family, its cache, its log-probabilities and its weights."""

@@ -1,0 +1,1 @@
+"""Recipes: values only, one function returns one run. Nothing imports them."""

@@ -1,0 +1,1 @@
+"""Text to tokens: the tokenizer and the chat template with its loss mask."""

@@ -1,0 +1,1 @@
+"""Judging completions: every reward is a Verifier."""

@@ -1,0 +1,15 @@
+"""Every module imports, so that none rots unseen."""
+
+import importlib
+import pkgutil
+
+import pytest
+
+import upweight
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(upweight.__path__, "upweight."))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_and_says_what_it_is(name: str) -> None:
+    assert importlib.import_module(name).__doc__, f"{name} has no docstring"
