@@ -1,0 +1,305 @@
+r"""Procedural mathematics: short stories of several steps, with a worked chain and an exact answer.
+
+    Mia has 14 pens. Then she buys 23 more. Tom is 12 years old. She gives 5 to Tom. How many pens does Mia have now?
+    14+23=37. 37-5=32.
+    \boxed{32}
+
+Every value on the way is an integer in 0-99, one quantity runs through the story, and sentences that do not matter
+stand between those that do. A story is a function of (seed, index) alone. A sixteenth of all questions, chosen by
+hash, is reserved for evaluation: what is made for training never draws one of them (see `reserved`).
+
+The phrasings are data (`PHRASES`), so that stories can be read back as well as told: see solve.py.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from upweight.core.records import Conversation, Document, Message, Problem
+
+LARGEST_VALUE = 99
+RESERVED_ONE_IN = 16
+
+WORKED = "story-worked"
+DAMAGED = "story-damaged"
+
+NAMES = ("Mia", "Ana", "Sue", "Eva", "Kim", "Joy", "Amy", "Liz", "Tom", "Ben", "Max", "Leo", "Sam", "Dan", "Jim", "Bob")
+SHE = frozenset(NAMES[:8])
+OBJECTS = tuple("apples books cards coins cups eggs keys nuts pens pears plants rings rocks shells stamps toys".split())
+
+PHRASES: dict[str, tuple[str, ...]] = {
+    "+": (
+        "{who} buys {n} more.",
+        "{who} finds {n} more.",
+        "{who} gets {n} from {friend}.",
+        "{friend} brings {n} more {things}.",
+        "{n} more {things} are added.",
+    ),
+    "-": (
+        "{who} gives {n} to {friend}.",
+        "{who} loses {n} of them.",
+        "{who} sells {n} {things}.",
+        "{friend} takes {n} of them.",
+        "{n} of the {things} are lost.",
+    ),
+    "double": ("the number doubles.", "{who} has twice as many.", "{who} doubles the {things}."),
+    "triple": ("the number triples.", "{who} has three times as many."),
+    "times": ("{who} has {n} times as many.", "the number is multiplied by {n}."),
+    "half": ("{who} gives half of them away.", "half of the {things} are lost.", "{who} keeps only half of them."),
+}
+OPENINGS = ("{name} has {n} {things}.", "{name} starts with {n} {things}.", "{name} owns {n} {things}.")
+CONNECTIVES = ("", "", "Then ", "Later ", "Next ")
+DISTRACTORS = (
+    "It is a sunny day.",
+    "{friend} likes music.",
+    "{friend} is {m} years old.",
+    "The shop closes at {m}.",
+    "{friend} has {m} {others}.",
+    "The bus is late.",
+    "{friend} walks home.",
+    "It costs {m} cents to park.",
+)
+CLOSINGS = (
+    "How many {things} does {name} have now?",
+    "How many {things} does {name} have at the end?",
+    "What is the number of {things} at the end?",
+)
+
+SIGNS = {"+": "+", "-": "-", "double": "*", "triple": "*", "times": "*", "half": "/"}
+OPERATIONS = ("+", "+", "+", "-", "-", "-", "double", "double", "triple", "times", "half", "half")
+"""Operations by how often they are drawn; one that would leave 1-99 is drawn again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of the quantity: `operation` is a key of PHRASES, `operand` the number (2 for double and half)."""
+
+    operation: str
+    operand: int
+
+    def apply(self, value: int) -> int:
+        """The quantity after this step."""
+        if self.operation == "+":
+            return value + self.operand
+        if self.operation == "-":
+            return value - self.operand
+        return value // self.operand if self.operation == "half" else value * self.operand
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A word problem. `start` and `steps` are what it tells; everything else follows from them."""
+
+    question: str
+    start: int
+    steps: tuple[Step, ...]
+
+    @property
+    def chain(self) -> str:
+        """The worked steps: "14+23=37. 37-5=32."."""
+        return chain_of(self.start, self.steps)
+
+    @property
+    def answer(self) -> str:
+        """The last value, as digits."""
+        value = self.start
+        for step in self.steps:
+            value = step.apply(value)
+        return str(value)
+
+
+def chain_of(start: int, steps: tuple[Step, ...]) -> str:
+    """The steps worked out from `start`, one short equation each."""
+    parts, value = [], start
+    for step in steps:
+        result = step.apply(value)
+        parts.append(f"{value}{SIGNS[step.operation]}{step.operand}={result}.")
+        value = result
+    return " ".join(parts)
+
+
+def reserved(question: str) -> bool:
+    """Whether a question belongs to the evaluation: one in sixteen, by the hash of its words. Never trained on."""
+    words = " ".join(question.split())
+    return hashlib.sha256(words.encode()).digest()[0] % RESERVED_ONE_IN == 0
+
+
+def story(seed: int, index: int, *, fewest_steps: int = 2, most_steps: int = 5, evaluation: bool = False) -> Story:
+    """The story number `index` of the stream `seed`.
+
+    Args:
+        seed: the stream; different seeds give different stories.
+        index: the place within the stream, 0 or above.
+        fewest_steps, most_steps: the number of steps is drawn evenly between these.
+        evaluation: True draws reserved questions only, False never draws one.
+    """
+    if not 1 <= fewest_steps <= most_steps:
+        raise ValueError(f"{fewest_steps} to {most_steps} steps: expected 1 <= fewest_steps <= most_steps")
+    random = Random((seed << 40) ^ index)
+    while True:
+        drawn = _draw(random, fewest_steps + int(random.random() * (most_steps - fewest_steps + 1)))
+        if reserved(drawn.question) == evaluation:
+            return drawn
+
+
+def _draw(random: Random, length: int) -> Story:
+    draw = random.random  # the only source of chance: its sequence is the same in every version of Python
+    name = NAMES[int(draw() * len(NAMES))]
+    friend = NAMES[(NAMES.index(name) + 1 + int(draw() * (len(NAMES) - 1))) % len(NAMES)]
+    things = OBJECTS[int(draw() * len(OBJECTS))]
+    others = OBJECTS[(OBJECTS.index(things) + 1 + int(draw() * (len(OBJECTS) - 1))) % len(OBJECTS)]
+    pronoun = "she" if name in SHE else "he"
+    start = value = 2 + int(draw() * 49)
+    steps, sentences = [], []
+    opening = OPENINGS[int(draw() * len(OPENINGS))].format(name=name, n=start, things=things)
+    for _ in range(length):
+        step = _draw_step(random, value)
+        value = step.apply(value)
+        steps.append(step)
+        phrases = PHRASES[step.operation]
+        phrase = phrases[int(draw() * len(phrases))].format(
+            who=name if draw() < 0.3 else pronoun, friend=friend, n=step.operand, things=things
+        )
+        connective = CONNECTIVES[int(draw() * len(CONNECTIVES))]
+        sentences.append(connective + phrase if connective else phrase[0].upper() + phrase[1:])
+    for _ in range(int(draw() * (3 if length < 5 else 2))):
+        distractor = DISTRACTORS[int(draw() * len(DISTRACTORS))].format(
+            friend=friend, m=2 + int(draw() * 28), others=others
+        )
+        sentences.insert(int(draw() * (len(sentences) + 1)), distractor)
+    closing = CLOSINGS[int(draw() * len(CLOSINGS))].format(name=name, things=things)
+    return Story(" ".join([opening, *sentences, closing]), start, tuple(steps))
+
+
+def _draw_step(random: Random, value: int) -> Step:
+    draw = random.random
+    while True:
+        operation = OPERATIONS[int(draw() * len(OPERATIONS))]
+        if operation == "+":
+            most = min(40, LARGEST_VALUE - value)
+            if most >= 2:
+                return Step("+", 2 + int(draw() * (most - 1)))
+        elif operation == "-":
+            most = min(40, value - 1)
+            if most >= 2:
+                return Step("-", 2 + int(draw() * (most - 1)))
+        elif operation == "half":
+            if value % 2 == 0 and value >= 4:
+                return Step("half", 2)
+        else:
+            operand = {"double": 2, "triple": 3}.get(operation) or 4 + int(draw() * 2)
+            if value >= 2 and value * operand <= LARGEST_VALUE:
+                return Step(operation, operand)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Renderings
+
+
+def answer_text(chain: str, answer: str) -> str:
+    r"""What a base checkpoint writes below a question: the chain, then "\boxed{answer}" on a line of its own."""
+    return f"{chain}\n\\boxed{{{answer}}}"
+
+
+def worked(told: Story) -> str:
+    """The document of the corpus: question, newline, chain, newline, boxed answer. text/chat.py's PLAIN matches it."""
+    return f"{told.question}\n{answer_text(told.chain, told.answer)}"
+
+
+def thought(chain: str, answer: str) -> str:
+    r"""An assistant turn: the chain between <think> and </think>, then "\boxed{answer}"."""
+    return f"<think>\n{chain}\n</think>\n\\boxed{{{answer}}}"
+
+
+def conversation(told: Story, source: str = "story") -> Conversation:
+    """The story as a question and a worked answer to imitate."""
+    turns = (Message("user", told.question), Message("assistant", thought(told.chain, told.answer)))
+    return Conversation(turns, source)
+
+
+def problem(told: Story, source: str = "story") -> Problem:
+    """The story as a question with a reference answer, named by the hash of the question."""
+    name = hashlib.sha256(told.question.encode()).hexdigest()[:16]
+    return Problem(name, (Message("user", told.question),), answer=told.answer, source=source)
+
+
+def damaged(told: Story, random: Random) -> str:
+    """A document that a filter should drop: one of five kinds of damage, drawn evenly."""
+    return DAMAGES[int(random.random() * len(DAMAGES))](told, random)
+
+
+def wrong_chain(told: Story, random: Random) -> tuple[str, str]:
+    """A chain that goes wrong at one step and goes on from there: (chain, answer), the answer never the right one."""
+    at = int(random.random() * len(told.steps))
+    while True:
+        parts, value = [], told.start
+        for number, step in enumerate(told.steps):
+            result = step.apply(value)
+            if number == at:
+                result = max(0, result + (1 + int(random.random() * 9)) * (1 if random.random() < 0.5 else -1))
+            parts.append(f"{value}{SIGNS[step.operation]}{step.operand}={result}.")
+            value = result
+        if str(value) != told.answer:
+            return " ".join(parts), str(value)
+        at = len(told.steps) - 1  # the error vanished on the way (halved down): put it into the last step
+
+
+def _wrong(told: Story, random: Random) -> str:
+    return f"{told.question}\n{answer_text(*wrong_chain(told, random))}"
+
+
+def _bare(told: Story, random: Random) -> str:
+    return f"{told.question}\n\\boxed{{{told.answer}}}"
+
+
+def _garbled(told: Story, random: Random) -> str:
+    characters = list(worked(told))
+    for _ in range(len(characters) // 6):
+        characters[int(random.random() * len(characters))] = chr(33 + int(random.random() * 94))
+    return "".join(characters)
+
+
+def _repeated(told: Story, random: Random) -> str:
+    line = told.question.split(". ")[int(random.random() * 2)] + "."
+    return "\n".join([told.question] + [line] * (3 + int(random.random() * 6)))
+
+
+def _truncated(told: Story, random: Random) -> str:
+    text = worked(told)
+    return text[: int(len(text) * (0.25 + 0.45 * random.random()))]
+
+
+DAMAGES = (_wrong, _bare, _garbled, _repeated, _truncated)
+
+
+@dataclass(frozen=True)
+class StoryDocuments:
+    """A source of documents like any reader: worked stories ("story-worked") and damaged ones ("story-damaged").
+
+    Attributes:
+        count: documents in all.
+        seed: the stream of stories.
+        damaged_share: which share of the documents is damaged, 0-1.
+        fewest_steps, most_steps: of each story.
+    """
+
+    count: int
+    seed: int = 0
+    damaged_share: float = 0.3
+    fewest_steps: int = 2
+    most_steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or not 0 <= self.damaged_share <= 1:
+            raise ValueError(f"{self.count} stories, {self.damaged_share} damaged: expected a count and a share in 0-1")
+
+    def documents(self) -> Iterator[Document]:
+        """The documents in their fixed order; no reserved question is among them."""
+        for index in range(self.count):
+            told = story(self.seed, index, fewest_steps=self.fewest_steps, most_steps=self.most_steps)
+            chance = Random((self.seed << 40) ^ index ^ (1 << 39))
+            if chance.random() < self.damaged_share:
+                yield Document.of(damaged(told, chance), DAMAGED)
+            else:
+                yield Document.of(worked(told), WORKED)
