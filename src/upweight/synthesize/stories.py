@@ -26,7 +26,24 @@ DAMAGED = "story-damaged"
 
 NAMES = ("Mia", "Ana", "Sue", "Eva", "Kim", "Joy", "Amy", "Liz", "Tom", "Ben", "Max", "Leo", "Sam", "Dan", "Jim", "Bob")
 SHE = frozenset(NAMES[:8])
-OBJECTS = tuple("apples books cards coins cups eggs keys nuts pens pears plants rings rocks shells stamps toys".split())
+OBJECTS = (
+    "apples",
+    "books",
+    "cards",
+    "coins",
+    "cups",
+    "eggs",
+    "keys",
+    "nuts",
+    "pens",
+    "pears",
+    "plants",
+    "rings",
+    "rocks",
+    "shells",
+    "stamps",
+    "toys",
+)
 
 PHRASES: dict[str, tuple[str, ...]] = {
     "+": (
