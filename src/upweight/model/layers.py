@@ -1,0 +1,84 @@
+"""RMSNorm (arXiv 1910.07467) and SwiGLU (arXiv 2002.05202), with hand-written gradients.
+
+Torch's own backward passes of these two write several temporaries of the size of the activations; on a CPU that costs
+as much as a matrix product of a small model. Each function below names its equation and touches memory as often as that
+needs.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class RmsNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + epsilon), over the last axis, in float32 whatever the dtype of x."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
+        if x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
+            return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.epsilon).to(x.dtype)
+        if not torch.is_grad_enabled():
+            return x * _inverse_size(x, self.epsilon) * self.weight
+        normed: Tensor = _RmsNorm.apply(x, self.weight, self.epsilon)
+        return normed
+
+
+def _inverse_size(x: Tensor, epsilon: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().mul_(1 / x.shape[-1]).add_(epsilon).rsqrt_()
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        inverse = _inverse_size(x, epsilon)
+        ctx.save_for_backward(x, inverse, weight)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """With n = x / size: dx = (w dy - n mean(w dy n)) / size, dw = sum(dy n)."""
+        x, inverse, weight = ctx.saved_tensors
+        width = x.shape[-1]
+        (gradient,) = gradients
+        unit = x * inverse
+        product = (gradient * unit).view(-1, width)
+        along = torch.mv(product, weight).mul_(1 / width).view_as(inverse)
+        weight_gradient = product.sum(0)
+        return (gradient * weight).sub_(unit.mul_(along)).mul_(inverse), weight_gradient, None
+
+
+def swiglu(gate_up: Float[Tensor, "*n both"]) -> Float[Tensor, "*n half"]:
+    """silu(gate) * up, where gate is the first half of the features and up the second."""
+    if gate_up.device.type != "cpu" or not torch.is_grad_enabled():
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    gated: Tensor = _SwiGlu.apply(gate_up)
+    return gated
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """d up = dy silu(gate); d gate = dy up silu'(gate), both written into one tensor."""
+        (gate_up,) = ctx.saved_tensors
+        (gradient,) = gradients
+        gate, up = gate_up.chunk(2, dim=-1)
+        both = torch.empty_like(gate_up)
+        gate_gradient, up_gradient = both.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=gate_gradient)
+        torch.mul(gradient, F.silu(gate), out=up_gradient)
+        return both

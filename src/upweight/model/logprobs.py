@@ -1,0 +1,186 @@
+"""Log-probabilities without logits: the hidden states go through the unembedding a chunk of positions at a time.
+
+    log p(target) = z_target - log sum_v exp z_v,     z = unembedding hidden / temperature
+
+A row x time x vocab tensor is never held. Where all positions fit one chunk its probabilities are kept for the gradient;
+otherwise each chunk's logits are computed again in the backward pass. Both ways do the same arithmetic on the same
+chunks, so they give the same bits.
+
+`truncate` is the one definition of top-k, top-p and min-p: the sampler draws from what it leaves, and the trainer takes
+log-probabilities under what it leaves.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK_LOGITS = 1 << 23
+"""Logits held at once by default (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
+
+_NUCLEUS_GUESS = 64
+
+
+def truncate(
+    logits: Float[Tensor, "*n vocab"], *, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> Float[Tensor, "*n vocab"]:
+    """The logits (already divided by the temperature) with -inf where a token may not be sampled.
+
+    top_k keeps the k likeliest tokens; top_p then keeps the smallest set of the likeliest whose share of what is left
+    reaches top_p; min_p drops what is below that share of the likeliest token's probability. Tokens as likely as the
+    last one kept are kept too, so the result does not depend on the order of the vocabulary.
+    """
+    if top_k > 0 and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if top_p < 1.0:
+        logits = logits.masked_fill(logits < _nucleus_edge(logits, top_p), float("-inf"))
+    if min_p > 0.0:
+        least = logits.amax(dim=-1, keepdim=True) + torch.tensor(min_p, dtype=logits.dtype).log()
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    return logits
+
+
+def _nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
+    """The smallest logit of the nucleus. A look at the likeliest few mostly finds it and spares sorting them all."""
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    guess = min(_NUCLEUS_GUESS, logits.shape[-1])
+    ranked = logits.topk(guess, dim=-1).values
+    shares = (ranked - total).exp().cumsum(dim=-1)
+    if guess < logits.shape[-1] and not bool((shares[..., -1] >= top_p).all()):
+        ranked = logits.sort(dim=-1, descending=True).values
+        shares = (ranked - total).exp().cumsum(dim=-1)
+    last = (shares < top_p).sum(dim=-1, keepdim=True).clamp(max=ranked.shape[-1] - 1)
+    return ranked.gather(-1, last)
+
+
+class TokenScores(NamedTuple):
+    """Of each target token: its log-probability, and the log of the sum that normalises it (for z-loss), in nats."""
+
+    logprobs: Float[Tensor, "*n"]
+    log_normaliser: Float[Tensor, "*n"]
+
+
+def token_scores(
+    hidden: Float[Tensor, "*n width"],
+    unembedding: Float[Tensor, "vocab width"],
+    targets: Int[Tensor, "*n"],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    chunk: int | None = None,
+) -> TokenScores:
+    """Log-probability of each target and the log-normaliser, both with gradients to hidden states and unembedding.
+
+    Args:
+        temperature, top_p, top_k, min_p: the distribution that was sampled from. A target that truncation would drop
+            counts as kept: it was sampled, so only rounding or a policy that moved on puts it outside, and -inf would
+            end the run. Which tokens are kept is a constant for the gradient.
+        chunk: positions at once; None takes CHUNK_LOGITS divided by the vocabulary.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}: log-probabilities of greedy decoding are not defined")
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    size = chunk if chunk is not None else max(1, CHUNK_LOGITS // unembedding.shape[0])
+    settings = _Settings(temperature, top_p, top_k, min_p, size)
+    logprobs, normaliser = _TokenScores.apply(flat, unembedding, targets.reshape(-1), settings)
+    return TokenScores(logprobs.view(targets.shape), normaliser.view(targets.shape))
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "*n width"],
+    unembedding: Float[Tensor, "vocab width"],
+    targets: Int[Tensor, "*n"],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    chunk: int | None = None,
+) -> Float[Tensor, "*n"]:
+    """Log-probability in nats of each target token; see `token_scores`."""
+    return token_scores(
+        hidden, unembedding, targets, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, chunk=chunk
+    ).logprobs
+
+
+class _Settings(NamedTuple):
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    chunk: int
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+class _TokenScores(torch.autograd.Function):
+    """d z = g_logprob (one_hot(target) - p) + g_normaliser p; everything else is a matrix product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, unembedding: Tensor, targets: Tensor, settings: _Settings
+    ) -> tuple[Tensor, Tensor]:
+        count = hidden.shape[0]
+        logprobs = hidden.new_empty(count, dtype=torch.float32)
+        normaliser = torch.empty_like(logprobs)
+        kept = None
+        for start in range(0, count, settings.chunk):
+            part = slice(start, min(start + settings.chunk, count))
+            logits = _logits(hidden[part], unembedding, targets[part], settings)
+            probabilities, normaliser[part] = _softmax(logits)
+            chosen = targets[part, None]
+            logprobs[part] = logits.gather(1, chosen)[:, 0] - normaliser[part]
+            if count <= settings.chunk and any(ctx.needs_input_grad):
+                kept = probabilities
+        ctx.save_for_backward(hidden, unembedding, targets)
+        ctx.kept, ctx.settings = kept, settings
+        return logprobs, normaliser
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, unembedding, targets = ctx.saved_tensors
+        settings: _Settings = ctx.settings
+        by_logprob, by_normaliser = gradients
+        hidden_gradient = torch.empty_like(hidden)
+        gradient = torch.zeros_like(unembedding)
+        count = hidden.shape[0]
+        for start in range(0, count, settings.chunk):
+            part = slice(start, min(start + settings.chunk, count))
+            if ctx.kept is not None:
+                by_logit, ctx.kept = ctx.kept, None
+            else:
+                by_logit, _ = _softmax(_logits(hidden[part], unembedding, targets[part], settings))
+            by_logit.mul_(((by_normaliser[part] - by_logprob[part]) / settings.temperature)[:, None])
+            by_logit.scatter_add_(1, targets[part, None], (by_logprob[part] / settings.temperature)[:, None])
+            by_logit = by_logit.to(hidden.dtype)
+            torch.mm(by_logit, unembedding.to(hidden.dtype), out=hidden_gradient[part])
+            gradient.addmm_(by_logit.to(gradient.dtype).t(), hidden[part].to(gradient.dtype))
+        return hidden_gradient, gradient, None, None
+
+
+def _logits(hidden: Tensor, unembedding: Tensor, targets: Tensor, settings: _Settings) -> Tensor:
+    """Tempered logits of one chunk in float32, -inf outside the truncation but for the target."""
+    logits = F.linear(hidden, unembedding.to(hidden.dtype)).float()
+    if settings.temperature != 1.0:
+        logits = logits.div_(settings.temperature)
+    if settings.truncates:
+        chosen = targets[:, None]
+        held = logits.gather(1, chosen)
+        logits = truncate(logits, top_p=settings.top_p, top_k=settings.top_k, min_p=settings.min_p)
+        logits = logits.scatter(1, chosen, held)
+    return logits
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities and log-normaliser with one exponential a logit."""
+    probabilities = torch.softmax(logits, dim=-1)
+    top, where = logits.max(dim=-1, keepdim=True)
+    # the likeliest token has probability exp(max - log_normaliser), so the softmax already holds the normaliser
+    return probabilities, (top - probabilities.gather(1, where).log())[:, 0]

@@ -1,0 +1,199 @@
+"""The decoder of the Llama family: Llama 2 and 3, SmolLM2, Qwen2 and 2.5, Qwen3 (dense), Mistral, Nanbeige4.
+
+    x_0 = embedding[token]
+    x  += W_o attention(rope(W_qkv norm(x)))           for each layer
+    x  += W_down swiglu(W_gate_up norm(x))
+    hidden = norm(x);  logits = unembedding hidden
+
+The three projections into attention are one matrix, and so are the two into the feed-forward network. Rows of `qkv` are
+ordered by key/value head: its query heads, its key, its value. model/weights.py converts to and from the names and the
+order of Hugging Face.
+
+`forward` stops at the hidden states. Logits of every position at once are most of the memory of a training step, so
+objectives take log-probabilities in chunks from model/logprobs.py.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from upweight.model.attention import Scope, attend, attend_cached, causal_scope
+from upweight.model.cache import Cache, Window
+from upweight.model.config import ModelConfig
+from upweight.model.layers import RmsNorm, swiglu
+from upweight.model.rope import RopeTable, rotate
+
+__all__ = ["Block", "ModelConfig", "Transformer", "make_model"]
+
+
+class Block(nn.Module):
+    """One layer: attention, then the gated feed-forward network, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.kv_heads, self.slots, self.size = config.kv_heads, config.group + 2, config.head_size
+        self.index = index
+        slots = self.kv_heads * self.slots * self.size
+        self.attention_norm = RmsNorm(config.width, config.norm_epsilon)
+        self.qkv = nn.Linear(config.width, slots, bias=config.qkv_bias)
+        self.query_norm = RmsNorm(self.size, config.norm_epsilon) if config.qk_norm else None
+        self.key_norm = RmsNorm(self.size, config.norm_epsilon) if config.qk_norm else None
+        self.out = nn.Linear(config.heads * self.size, config.width, bias=False)
+        self.ffn_norm = RmsNorm(config.width, config.norm_epsilon)
+        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
+        self.down = nn.Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x: Float[Tensor, "row time width"], scope: Scope) -> Float[Tensor, "row time width"]:
+        x = x + self.out(attend(self._project(x), scope))
+        return x + self.down(swiglu(self.gate_up(self.ffn_norm(x))))
+
+    def extend(
+        self,
+        x: Float[Tensor, "row time width"],
+        scope: Scope,
+        cache: Cache,
+        window: Window,
+    ) -> Float[Tensor, "row time width"]:
+        """The same over new tokens of cached rows."""
+        assert scope.bias is not None
+        qkv = self._project(x)
+        turned = rotate(qkv[:, :, :, :-1], scope.rotations)
+        key, value = cache.append(self.index, turned[:, :, -1], qkv[:, :, :, -1].transpose(1, 2), window)
+        x = x + self.out(attend_cached(turned[:, :, :-1], key.to(x.dtype), value.to(x.dtype), scope.bias))
+        return x + self.down(swiglu(self.gate_up(self.ffn_norm(x))))
+
+    def _project(self, x: Tensor) -> Tensor:
+        qkv: Tensor = self.qkv(self.attention_norm(x)).unflatten(-1, (self.kv_heads, self.slots, self.size))
+        if self.query_norm is None or self.key_norm is None:
+            return qkv
+        query, key, value = qkv.split((self.slots - 2, 1, 1), dim=3)
+        return torch.cat((self.query_norm(query), self.key_norm(key), value), dim=3)
+
+
+class Transformer(nn.Module):
+    """A causal language model up to its hidden states.
+
+    Attributes:
+        config: its shape; `set_rope_base` replaces it.
+        recompute: activation checkpointing: keep only the input of each layer and compute the layer again for the
+            gradient, about a third more work for a fraction of the memory.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = False
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.layers))
+        self.norm = RmsNorm(config.width, config.norm_epsilon)
+        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self._rope = RopeTable(config.head_size, config.rope_base, config.rope_scaling)
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocab width"]:
+        """The matrix that turns hidden states into logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def set_rope_base(self, base: float, *, max_context: int | None = None) -> None:
+        """Continue at another RoPE base (ABF), and for another context length where one is given."""
+        longest = self.config.max_context if max_context is None else max_context
+        self.config = dataclasses.replace(self.config, rope_base=base, max_context=longest)
+        self._rope = RopeTable(self.config.head_size, base, self.config.rope_scaling)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "row time"],
+        positions: Int[Tensor, "row time"] | None = None,
+        segments: Int[Tensor, "row time"] | None = None,
+        cache: Cache | None = None,
+        *,
+        rows: Sequence[int] | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Float[Tensor, "row time width"]:
+        """Hidden states after the final norm.
+
+        Args:
+            tokens: token ids.
+            positions: places within their sequences; None counts from 0, or from the start of each segment.
+            segments: sequence of each token; attention stays within it. None: each row is one sequence.
+            cache: append the tokens to what these rows hold, and attend to that. Without gradient.
+            rows: which rows of the cache; None takes the first ones.
+            counts: how many tokens of each row count, from the left; None takes all.
+
+        Positions and segments do not go with a cache, which knows them.
+        """
+        if cache is not None:
+            if positions is not None or segments is not None:
+                raise ValueError("a cache keeps the positions of its rows: give neither positions nor segments")
+            return self._extend(tokens, cache, rows, counts)
+        time = tokens.shape[1]
+        if positions is None:
+            positions = _positions(tokens, segments)
+        x = self.embedding(tokens)
+        scope = causal_scope(self._rope.rotations(positions, time), segments, x.dtype)
+        for layer in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, scope, use_reentrant=False)
+            else:
+                x = layer(x, scope)
+        return self._normed(x)
+
+    def _extend(
+        self, tokens: Tensor, cache: Cache, rows: Sequence[int] | None, counts: Sequence[int] | None
+    ) -> Tensor:
+        with torch.no_grad():
+            window = Window(cache, tokens.shape[1], tokens.shape[0], rows, counts)
+            x = self.embedding(tokens)
+            bias = torch.zeros(window.visible.shape, dtype=x.dtype, device=x.device)
+            bias.masked_fill_(~window.visible, float("-inf"))
+            scope = Scope(self._rope.rotations(window.positions, cache.capacity + tokens.shape[1]), bias)
+            for layer in self.layers:
+                assert isinstance(layer, Block)
+                x = layer.extend(x, scope, cache, window)
+            window.commit()
+            return self._normed(x)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def logits(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocab"]:
+        """The logits of some hidden states; for every position of a batch use model/logprobs.py instead."""
+        return F.linear(hidden, self.unembedding)
+
+
+def _positions(tokens: Tensor, segments: Tensor | None) -> Tensor:
+    """Places counted from the start of each run of equal segments."""
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    if segments is None:
+        return places
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(dim=1).values
+
+
+def make_model(config: ModelConfig, seed: int) -> Transformer:
+    """A new model, the same for the same config and seed on every machine.
+
+    Matrices are normal with standard deviation 1 / sqrt(inputs); those that write to the residual stream are smaller by
+    sqrt(2 layers), so that its size at the start does not depend on the depth. The embedding has 0.02.
+    """
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(seed)
+    depth = (2 * config.layers) ** -0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                scale = 0.02 if name == "embedding.weight" else parameter.shape[1] ** -0.5
+                scale *= depth if name.endswith(("out.weight", "down.weight")) else 1.0
+                parameter.normal_(0.0, scale, generator=generator)
+    return model
