@@ -1,0 +1,148 @@
+"""From what a person types to a recipe: a name in upweight.recipes, or a Python file of one's own.
+
+Either is a module with a function `recipe(...) -> Recipe`, or with a variable `recipe` that is one.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import linecache
+import pkgutil
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, ModuleType, TracebackType
+from typing import Any
+
+from upweight.app.recipe import Recipe, suggestion
+from upweight.core.errors import UserError
+
+PACKAGE = "upweight.recipes"
+UNEXPECTED = re.compile(r"(?P<call>[\w.]+)\(\) got an unexpected keyword argument '(?P<field>\w+)'")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    package = importlib.import_module(PACKAGE)
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
+
+
+def find_recipe(given: str, options: Mapping[str, Any]) -> Recipe:
+    """The recipe that `given` names: a name of ours, or a path that ends in .py.
+
+    Args:
+        options: arguments of the recipe's function; those that are None are left to its defaults.
+
+    Raises UserError where there is none of that name, where the file does not run, where it has no `recipe`, and where
+    a field of a configuration is misspelt.
+    """
+    asked = {name: value for name, value in options.items() if value is not None}
+    try:
+        module = _own_file(Path(given)) if given.endswith(".py") else _ours(given)
+        made = getattr(module, "recipe", None)
+        if callable(made):
+            made = made(**_accepted(made, asked, given))
+        elif asked and isinstance(made, Recipe):
+            raise UserError(
+                f"{given}: `recipe` is a variable, so {_flags(asked)} cannot change it. Make it a function: "
+                "def recipe(scale: float = 1.0, seed: int = 0) -> Recipe"
+            )
+    except TypeError as error:
+        raise _misspelt(error, given) from None
+    if not isinstance(made, Recipe):
+        raise UserError(
+            f"{given} defines no recipe: it needs a function recipe(scale: float = 1.0, seed: int = 0) that returns an "
+            "upweight.app.recipe.Recipe (`upweight new my_recipe.py` writes an example)"
+        )
+    return made
+
+
+def _ours(name: str) -> ModuleType:
+    known = recipe_names()
+    if name not in known:
+        hint = f", or give the path of a file of your own ({name}.py)" if not name.endswith(".py") else ""
+        raise UserError(f"there is no recipe {name!r}{suggestion(name, known)}{hint}")
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+def _own_file(path: Path) -> ModuleType:
+    """Run a person's file as a module. Its own directory can be imported from, as with `python my_recipe.py`."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: `upweight new {path}` writes a commented start")
+    if path.stem in sys.modules:
+        raise UserError(f"{path}: a module named {path.stem} is loaded already; give the file another name")
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    if specification is None or specification.loader is None:
+        raise UserError(f"{path} cannot be loaded as a Python module: is it a Python file?")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    directory = str(path.resolve().parent)
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        specification.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}: {error}. Install it, or correct the import") from None
+    except ImportError as error:
+        raise UserError(f"{path}: {error}. Correct the import") from None
+    return module
+
+
+def _accepted(function: Any, asked: Mapping[str, Any], given: str) -> Mapping[str, Any]:
+    """`asked`, where the recipe's function takes it all."""
+    parameters = inspect.signature(function).parameters
+    refused = [name for name in asked if name not in parameters]
+    if refused:
+        raise UserError(
+            f"{given}: its function recipe({', '.join(parameters)}) does not take {_flags(refused)}: "
+            "leave the option out, or add the parameter"
+        )
+    return asked
+
+
+def _flags(names: Mapping[str, Any] | list[str]) -> str:
+    return " and ".join(f"--{name}" for name in names)
+
+
+def _misspelt(error: TypeError, given: str) -> Exception:
+    """The UserError that a misspelt field deserves; `error` itself where it is something else."""
+    match = UNEXPECTED.search(str(error))
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if match is None or trace is None:
+        return error
+    frame = trace.tb_frame
+    where = f"{given}, line {trace.tb_lineno}" if given.endswith(".py") else f"recipe {given}"
+    line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno).strip()
+    called = _called(trace, frame)
+    names = list(inspect.signature(called).parameters) if called is not None else []
+    hint = suggestion(match["field"], names) if names else ""
+    owner = match["call"].removesuffix(".__init__")
+    return UserError(f"{where}: {owner} has no field {match['field']!r}{hint} (in: {line})")
+
+
+def _called(trace: TracebackType, frame: FrameType) -> Any:
+    """The object whose call failed in the last frame, found by the call's own place in the source; None if unknown."""
+    positions = list(frame.f_code.co_positions())[trace.tb_lasti // 2]
+    first, last, start, end = positions
+    if first is None or last is None or start is None or end is None:
+        return None
+    lines = [linecache.getline(frame.f_code.co_filename, number) for number in range(first, last + 1)]
+    encoded = [line.encode() for line in lines]
+    encoded[-1] = encoded[-1][:end]
+    encoded[0] = encoded[0][start:]
+    try:
+        call = ast.parse(b"".join(encoded).decode().strip(), mode="eval").body
+    except SyntaxError:
+        return None
+    if not isinstance(call, ast.Call):
+        return None
+    found: Any = None
+    for depth, name in enumerate(ast.unparse(call.func).split(".")):
+        found = {**frame.f_globals, **frame.f_locals}.get(name) if depth == 0 else getattr(found, name, None)
+    return found
