@@ -1,1 +1,295 @@
-"""The command line."""
+"""The command line: one function a verb. `upweight --help` lists them, `upweight VERB --help` explains one.
+
+Each verb imports what it needs when it is called: torch and the data engines take seconds to load, `--help` must not.
+"""
+
+import errno
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+
+from upweight.core.errors import UserError
+
+INTERRUPTED = 130
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+app = tyro.extras.SubcommandApp()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which recipe, and where its artifacts live."""
+
+    recipe: Positional[str]
+    """A recipe's name (quickstart), or the path of a file of your own (my_recipe.py)."""
+    scale: float | None = None
+    """Size of the run: 1 is the recipe as published, 0.1 a tenth of its tokens. Default: the recipe's own."""
+    seed: int | None = None
+    """Seed of the whole run. Default: the recipe's own."""
+    root: Path = Path("runs")
+    """Artifacts are kept in ROOT/RECIPE/STEP."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where the work runs. Results do not depend on it."""
+
+    device: str = "cpu"
+    """A torch device: cpu, cuda, cuda:1."""
+    threads: int = 0
+    """CPU threads of the tensor library; 0 leaves its default, one a core."""
+    workers: int = 2
+    """Processes for work that is parallel over documents or programs."""
+    unsafe_execution: bool = False
+    """Run programs that a model wrote without isolation where this machine offers none. They can do all you can."""
+
+
+@app.command
+def run(
+    choice: OmitArgPrefixes[Choice],
+    hardware: OmitArgPrefixes[Hardware],
+    rebuild: UseAppendAction[tuple[str, ...]] = (),
+    until: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a recipe: build each step that is missing, skip what is complete, continue what was interrupted.
+
+    Stop it at any moment (Ctrl-C, kill, power); the same command goes on where it was. Start with: upweight run
+    quickstart
+
+    Args:
+        rebuild: Build this step anew, and everything that depends on it. May be given several times.
+        until: Stop after this step.
+        dry_run: Say what would be done, and do nothing.
+    """
+    from upweight.app.runner import run as run_recipe
+    from upweight.app.show import print_intended
+
+    recipe = _found(choice)
+    if dry_run:
+        print_intended(recipe, choice.root, rebuild=rebuild, until=until)
+    else:
+        run_recipe(recipe, choice.root, machine=_machine(hardware), rebuild=rebuild, until=until)
+
+
+@app.command
+def plan(choice: OmitArgPrefixes[Choice], hardware: OmitArgPrefixes[Hardware], price_per_hour: float = 0.0) -> None:
+    """Say what a recipe will cost before anything runs: tokens, operations, memory, disk, time.
+
+    Times follow from a measurement of this machine that takes about a second.
+
+    Args:
+        price_per_hour: What an hour of this machine costs, in your currency; 0 leaves money out.
+    """
+    from upweight.app.planner import print_plan
+
+    print_plan(_found(choice), _machine(hardware), price_per_hour)
+
+
+@app.command
+def show(choice: OmitArgPrefixes[Choice], step: str | None = None) -> None:
+    """Show the state of each step, and the lineage of the final checkpoint down to the documents.
+
+    Args:
+        step: Show one step in full instead: its settings, figures and examples.
+    """
+    from upweight.app.show import print_state, print_step
+
+    recipe = _found(choice)
+    if step is None:
+        print_state(recipe, choice.root)
+    else:
+        print_step(recipe, choice.root, step)
+
+
+@app.command
+def report(choice: OmitArgPrefixes[Choice], out: Path = Path("report.html")) -> None:
+    """Write one self-contained HTML page about what is complete so far, also while a run goes on.
+
+    Args:
+        out: The file to write.
+    """
+    from upweight.app.show import write_report
+
+    print(write_report(_found(choice), choice.root, out))
+
+
+@app.command(name="eval")
+def evaluate(
+    models: Positional[tuple[str, ...]],
+    on: UseAppendAction[tuple[Path, ...]],
+    hardware: OmitArgPrefixes[Hardware],
+    k: int = 8,
+    count: int = 0,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    root: Path = Path("runs"),
+    out: Path = Path("evals"),
+) -> None:
+    """Measure checkpoints on problems: avg@k with 95% intervals, and paired differences between two of them.
+
+    Every sample is kept with its verdict and reason in OUT/MODEL/PROBLEMS.jsonl; what is there is not sampled again.
+
+    Args:
+        models: Checkpoint directories, or RECIPE for its final checkpoint, or RECIPE:STEP.
+        on: A file of problems, one JSON object a line: {"question": ..., "answer": ...} or {"question": ..., "tests":
+            [...]} or the package's own Problem records. May be given several times.
+        k: Samples of each problem.
+        count: Take the first COUNT problems; 0 takes all.
+        temperature: 0 is greedy.
+        top_p: Keep the smallest set of tokens with this probability.
+        max_new_tokens: Longer answers are cut off and counted as truncated.
+        seed: Seed of the sampling.
+        root: Where recipes keep their artifacts.
+        out: Where the samples and the table are written.
+    """
+    from upweight.app.measure import measure_models
+    from upweight.core.protocols import Limits
+
+    limits = Limits(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    measure_models(models, on, root=root, out=out, samples=k, count=count, limits=limits, machine=_machine(hardware))
+
+
+@app.command
+def chat(
+    model: Positional[str],
+    hardware: OmitArgPrefixes[Hardware],
+    system: str | None = None,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    max_new_tokens: int = 512,
+    thinking: bool = True,
+    seed: int = 0,
+    root: Path = Path("runs"),
+) -> None:
+    """Talk to a model in the terminal. /new starts over, /quit leaves; a pipe gives one answer a line.
+
+    Args:
+        model: A checkpoint directory, or RECIPE for its final checkpoint, or RECIPE:STEP.
+        system: A system message to begin with.
+        temperature: 0 is greedy.
+        top_p: Keep the smallest set of tokens with this probability.
+        max_new_tokens: Longer answers are cut off.
+        thinking: Show the thinking, dimmed.
+        seed: Seed of the sampling.
+        root: Where recipes keep their artifacts.
+    """
+    from upweight.app.chat import chat as talk
+    from upweight.core.protocols import Limits
+
+    limits = Limits(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    talk(model, root=root, limits=limits, machine=_machine(hardware), system=system, thinking=thinking)
+
+
+@app.command
+def serve(
+    model: Positional[str],
+    hardware: OmitArgPrefixes[Hardware],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_new_tokens: int = 2048,
+    concurrent: int = 32,
+    root: Path = Path("runs"),
+) -> None:
+    """Serve a model over HTTP: the OpenAI interface below /v1, and a page to chat at /.
+
+    Args:
+        model: A checkpoint directory, or RECIPE for its final checkpoint, or RECIPE:STEP.
+        host: The address to listen on. The default can be reached from this machine alone; there is no password.
+        port: The port to listen on.
+        max_new_tokens: The longest answer that a request may ask for.
+        concurrent: Requests answered at a time; more are turned away with status 429.
+        root: Where recipes keep their artifacts.
+    """
+    from upweight.app.serve import ServeConfig
+    from upweight.app.serve import serve as serve_model
+
+    config = ServeConfig(host=host, port=port, max_new_tokens=max_new_tokens, concurrent=concurrent)
+    serve_model(model, root=root, machine=_machine(hardware), config=config)
+
+
+@app.command
+def new(path: Positional[Path]) -> None:
+    """Write a commented recipe to start from. It runs as it is: upweight new my_recipe.py && upweight run my_recipe.py
+
+    Args:
+        path: The file to write; an existing one is left alone.
+    """
+    from upweight.app.new import write_start
+
+    print(write_start(path))
+
+
+tagger = tyro.extras.SubcommandApp()
+app.command(tagger, name="tagger")
+
+
+@tagger.command
+def train(annotated: Positional[Path], out: Positional[Path], seed: int = 0) -> None:
+    """Distil annotated documents into a small tagger: the 20 quality scores of any text.
+
+    Args:
+        annotated: Documents with their 20 scores, one JSON object a line.
+        out: The tagger's weights.
+        seed: Seed of the split that is held back and of the training.
+    """
+    from upweight.app.tagging import train_tagger
+
+    train_tagger(annotated, out, seed)
+
+
+@tagger.command
+def score(texts: Positional[tuple[Path, ...]], weights: Path | None = None) -> None:
+    """Print the 20 quality scores of text files, one JSON object a line.
+
+    Args:
+        texts: Text files, each one document.
+        weights: A tagger that you trained; the default is the one in the package.
+    """
+    from upweight.app.tagging import score_files
+
+    score_files(texts, weights)
+
+
+def _found(choice: Choice):  # type: ignore[no-untyped-def]  # Recipe: its module loads lazily
+    from upweight.app.find import find_recipe
+
+    return find_recipe(choice.recipe, {"scale": choice.scale, "seed": choice.seed})
+
+
+def _machine(hardware: Hardware):  # type: ignore[no-untyped-def]  # Machine: its module loads lazily
+    from upweight.app.environment import checked_machine
+
+    return checked_machine(hardware.device, hardware.threads, hardware.workers, hardware.unsafe_execution)
+
+
+def main() -> None:
+    """The entry point. A UserError becomes one paragraph on stderr and its exit code; a defect shows its traceback."""
+    try:
+        app.cli(prog="upweight", description=DESCRIPTION)
+    except UserError as error:
+        _leave(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        _leave(f"{error.strerror}: {error.filename or 'the disk'}. Check the path and its permissions and space", 2)
+    except KeyboardInterrupt:
+        _leave("stopped. What is complete is kept; the same command goes on from there", INTERRUPTED)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"upweight: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+DESCRIPTION = """Train small reasoning models: the whole recipe, from raw documents to a measured model.
+
+Begin with `upweight run quickstart`: every stage on this machine, in minutes."""
+
+if __name__ == "__main__":
+    main()

@@ -96,7 +96,7 @@ class LocalStore(Store):
             shutil.rmtree(building)
         if not building.exists():
             building.mkdir(parents=True)
-            _write(mark, wanted)
+            write_whole(mark, wanted)
         yield building
         manifest = {
             "format": 1,
@@ -106,7 +106,7 @@ class LocalStore(Store):
             "identity": json.loads(wanted),
             **(notes or {}),
         }
-        _write(building / MANIFEST, json.dumps(manifest, indent=1, allow_nan=True))
+        write_whole(building / MANIFEST, json.dumps(manifest, indent=1, allow_nan=True))
         building.rename(final)
         _sync(self.directory)
 
@@ -178,7 +178,7 @@ def _in_use(root: Path, lock: Path) -> str:
     return f"{root} is in use by {who}: wait until it ends, stop it, or give this run another --root"
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write and flush to the disk under a hidden name, then rename: the file is whole wherever it is seen."""
     hidden = path.with_name(f".{path.name}.writing")
     with hidden.open("w") as file:

@@ -1,0 +1,136 @@
+"""evaluate: avg@k of every checkpoint on the same problems, with 95% intervals and paired differences.
+
+The inputs are the artifact "problems" and any number of checkpoints; a checkpoint's row in the table carries its
+input's name, and each is compared with the one before it in the order of the inputs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from upweight.core.errors import UserError
+from upweight.core.identity import seed_for
+from upweight.core.protocols import Limits
+from upweight.core.work import Estimate, Summary, Work
+from upweight.evals.measure import Sample, difference, measure, summary
+from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
+from upweight.model.weights import fingerprint, load
+from upweight.rollout.local import LocalSampler
+from upweight.store.artifact import write_whole
+from upweight.store.jsonl import read_jsonl
+from upweight.text.tokenizer import Tokenizer
+from upweight.verify.reward import RewardConfig, open_verifier
+
+PROBLEMS = "problems"
+EXAMPLES = 3
+ASSUMED_PROBLEMS = 200
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attributes:
+    problems: files of the input "problems", by the name that the table gives to each.
+    samples: the k of avg@k.
+    count: the first so many problems of each file; 0 takes all.
+    rewards: how a family is judged; by default its tests, or else its answers.
+    limits: how to decode; the seed is derived from the step's own, the same for every checkpoint.
+    problems_a_block: problems sampled at once; the result does not depend on it.
+    """
+
+    problems: Mapping[str, str] = field(
+        default_factory=lambda: {"stem": "reserved_stem.jsonl", "code": "reserved_code.jsonl"}
+    )
+    rewards: Mapping[str, RewardConfig] = field(default_factory=dict)
+    samples: int = 8
+    count: int = 0
+    limits: Limits = Limits(max_new_tokens=256, temperature=1.0)
+    problems_a_block: int = 64
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"samples is {self.samples}: avg@k needs at least one")
+
+
+def run(config: Config, work: Work) -> Summary:
+    """Write `samples/<checkpoint>.<family>.jsonl` and `table.json`."""
+    checkpoints = [name for name in work.inputs if name != PROBLEMS]
+    if PROBLEMS not in work.inputs or not checkpoints:
+        raise UserError('evaluate needs an input "problems" and at least one checkpoint among its inputs')
+    paths = {family: work.inputs[PROBLEMS] / file for family, file in config.problems.items()}
+    kinds = {family: kind_of(read_problems(path), path) for family, path in paths.items()}  # all, before any sampling
+    samples: dict[tuple[str, str], list[Sample]] = {}
+    for family, path in paths.items():
+        reward = config.rewards.get(family, RewardConfig(kind=kinds[family]))
+        with open_verifier(reward, work.inputs, work.machine) as verifier:
+            benchmark = ProblemFile(family, path, verifier, samples=config.samples, count=config.count)
+            for name in checkpoints:
+                samples[name, family] = _measured(config, work, benchmark, name)
+    table = _table(config, checkpoints, samples)
+    write_whole(work.out / "table.json", json.dumps(table, indent=1))
+    return {**table, "examples": _examples(checkpoints, samples)}
+
+
+def _measured(config: Config, work: Work, benchmark: ProblemFile, name: str) -> list[Sample]:
+    """The samples of one checkpoint; those of an earlier, killed run are read, and its model is not even loaded."""
+    path = work.out / "samples" / f"{name}.{benchmark.name}.jsonl"
+    if path.exists():
+        return read_jsonl(path, Sample)
+    source = work.inputs[name] / "model"
+    model, _ = load(source, device=work.machine.device)
+    model.eval()
+    return measure(
+        LocalSampler(model, Tokenizer.load(source), policy=fingerprint(model)),
+        benchmark,
+        path,
+        limits=replace(config.limits, seed=seed_for(work.seed, benchmark.name)),
+        monitor=work.monitor,
+        label=f"{name} on {benchmark.name}",
+        problems_a_block=config.problems_a_block,
+    )
+
+
+def _table(
+    config: Config, checkpoints: Sequence[str], samples: Mapping[tuple[str, str], Sequence[Sample]]
+) -> dict[str, Any]:
+    """Rows (one for each checkpoint and family) and differences (each checkpoint and the one before it)."""
+    return {
+        "temperature": config.limits.temperature,
+        "k": config.samples,
+        "rows": [
+            {"checkpoint": name, "family": family, **summary(samples[name, family])}
+            for name in checkpoints
+            for family in config.problems
+        ],
+        "differences": [
+            {"before": before, "after": after, "family": family}
+            | difference(samples[before, family], samples[after, family])
+            for before, after in pairwise(checkpoints)
+            for family in config.problems
+        ],
+    }
+
+
+def _examples(checkpoints: Sequence[str], samples: Mapping[tuple[str, str], Sequence[Sample]]) -> list[dict[str, Any]]:
+    """The first sample of the same few problems by every checkpoint, for the report."""
+    families = dict.fromkeys(family for _, family in samples)
+    found = []
+    for family in families:
+        for name in checkpoints:
+            first = [sample for sample in samples[name, family] if sample.index == 0][:EXAMPLES]
+            found += [{"checkpoint": name, "family": family, **asdict(sample)} for sample in first]
+    return found
+
+
+def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
+    """Each checkpoint reads a prompt and writes, on average, half of the tokens allowed; two operations a parameter."""
+    count = config.count or ASSUMED_PROBLEMS
+    models = [item for name, item in inputs.items() if name != PROBLEMS]
+    tokens = count * len(config.problems) * config.samples * config.limits.max_new_tokens / 2
+    return Estimate(
+        tokens=tokens * len(models),
+        flops=sum(2 * item.parameters * tokens for item in models),
+        memory_bytes=max((4 * item.parameters for item in models), default=0) + 5e8,
+        disk_bytes=1000 * count * len(config.problems) * config.samples * len(models),
+    )
