@@ -48,7 +48,7 @@ class RopeScaling:
 
 def frequencies(head_size: int, base: float, scaling: RopeScaling | None = None) -> Float[Tensor, " pair"]:
     """The angle in radians by which each feature pair turns from one position to the next."""
-    plain = base ** -(torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    plain = base ** -(torch.arange(0, head_size, 2, dtype=torch.float32, device="cpu") / head_size)
     if scaling is None:
         return plain
     stretched = plain / scaling.factor
@@ -69,7 +69,7 @@ def _yarn_ramp(head_size: int, base: float, scaling: RopeScaling) -> Float[Tenso
 
     low = max(math.floor(pair_of(scaling.beta_fast)), 0)
     high = min(math.ceil(pair_of(scaling.beta_slow)), head_size - 1)
-    ramp = (torch.arange(head_size // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    ramp = (torch.arange(head_size // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)
     return ramp.clamp(0, 1)
 
 
@@ -97,7 +97,7 @@ class RopeTable:
         table = self._tables.get(positions.device)
         if table is None or len(table) < longest:
             length = 1 << max(longest - 1, 255).bit_length()
-            angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
+            angles = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), self._frequencies)
             table = torch.polar(torch.full_like(angles, self._amplitude), angles).to(positions.device)
             self._tables[positions.device] = table
         return table[positions][:, :, None, None]
