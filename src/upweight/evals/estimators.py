@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from upweight.core.errors import UserError
@@ -112,7 +111,8 @@ def paired_difference(first: Scores, second: Scores) -> Estimate:
     samples_first, samples_second = len(rows_first[0]), len(rows_second[0])
     if len(rows_first) != len(rows_second):
         raise UserError(
-            f"{len(rows_first)} problems cannot be paired with {len(rows_second)}: both checkpoints have to answer the same ones"
+            f"{len(rows_first)} problems cannot be paired with {len(rows_second)}: "
+            "both checkpoints have to answer the same ones"
         )
     differences = [
         math.fsum(after) / samples_second - math.fsum(before) / samples_first
