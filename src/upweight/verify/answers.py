@@ -1,0 +1,148 @@
+r"""Reference answers: find the answer that a completion gives, and compare it by meaning.
+
+The answer is the last \boxed{...}, or what follows the last "the answer is" or "Answer:". Numbers are compared exactly
+and at once (exact.py), everything else by math-verify in a killable process (symbolic.py).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from upweight.core.errors import UserError
+from upweight.core.protocols import Verifier
+from upweight.core.records import Completion, Problem, Verdict
+from upweight.verify.exact import LONGEST_ANSWER, number, same, tidy
+from upweight.verify.symbolic import Outcome, compare_expressions
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\[{}\\]|[{}]")
+_SAID = re.compile(r"\banswer\s{0,8}(?:is|:|=)[ \t*:]{0,8}|####[ \t]{0,8}", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
+_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
+_CHOICE = re.compile(r"\(?([A-Z])[).]?")
+_LONGEST_SHOWN = 80
+
+
+def visible_part(text: str) -> str | None:
+    """What follows the thought: all of a text without <think>, None where a thought was begun and never closed."""
+    _, closed, after = text.rpartition("</think>")
+    return None if "<think>" in after else after if closed else text
+
+
+def extract(text: str) -> str | None:
+    r"""The answer that `text` gives outside of its thought, None where it gives none. Linear in the text's length.
+
+    The last closed \boxed{...} counts, its braces balanced, the innermost where boxes are nested; without any box, the
+    rest of the sentence after the last "answer is", "answer:" or "####".
+    """
+    visible = visible_part(text)
+    if visible is None:
+        return None
+    boxed = _last_box(visible)
+    if boxed is not None:
+        return boxed.strip() or None
+    said = None
+    for said in _SAID.finditer(visible):  # noqa: B007 - the last match is wanted
+        pass
+    if said is None:
+        return None
+    rest = visible[said.end() : said.end() + LONGEST_ANSWER]
+    return _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" \t*") or None
+
+
+def compare(candidate: str, reference: str, *, cpu_seconds: int = 3) -> Outcome:
+    """Whether two answers mean the same; "timed out" where the comparison exceeded its processor time or memory.
+
+    Texts beyond 1,000 characters are different from everything but themselves.
+    """
+    if len(candidate) > LONGEST_ANSWER or len(reference) > LONGEST_ANSWER:
+        return "equal" if candidate.strip() == reference.strip() else "different"
+    candidate, reference = tidy(candidate), tidy(reference)
+    if not candidate or not reference:
+        return "different"
+    if candidate == reference:
+        return "equal"
+    decided = _decided_by_rule(candidate, reference)
+    if decided is not None:
+        return "equal" if decided else "different"
+    return compare_expressions(candidate, reference, cpu_seconds)
+
+
+def equivalent(candidate: str, reference: str) -> bool:
+    """Whether two answers mean the same. One that cannot be compared within the limits does not."""
+    return compare(candidate, reference) == "equal"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerVerifier(Verifier):
+    """1 for an answer equivalent to the problem's, else 0. A truncated completion is 0 whatever it says.
+
+    The reason is "equal", "different: got ...", "no answer found", "truncated" or "timed out: got ...".
+    """
+
+    cpu_seconds: int = 3
+
+    def score(self, problem: Problem, group: Sequence[Completion]) -> list[Verdict]:
+        if problem.answer is None:
+            raise UserError(
+                f"problem {problem.id} (source {problem.source!r}) has no reference answer: give it one, or judge it "
+                "by its tests or by preference"
+            )
+        return [self._judge(problem.answer, completion) for completion in group]
+
+    def _judge(self, reference: str, completion: Completion) -> Verdict:
+        if completion.truncated:
+            return Verdict(0.0, "truncated")
+        answer = extract(completion.text)
+        if answer is None:
+            return Verdict(0.0, "no answer found")
+        outcome = compare(answer, reference, cpu_seconds=self.cpu_seconds)
+        if outcome == "equal":
+            return Verdict(1.0, "equal")
+        return Verdict(0.0, f"{outcome}: got {shown(answer)}")
+
+
+def shown(answer: str) -> str:
+    """`answer` in one line of at most 80 characters, for a reason."""
+    line = " ".join(answer[: 4 * _LONGEST_SHOWN].split())
+    return line if len(line) <= _LONGEST_SHOWN else line[: _LONGEST_SHOWN - 3] + "..."
+
+
+def tally(verdicts: Iterable[Verdict]) -> Mapping[str, int]:
+    """How often each kind of reason was given (what stands before its colon), so that time-outs show apart."""
+    return Counter(verdict.reason.partition(":")[0] for verdict in verdicts)
+
+
+def _last_box(text: str) -> str | None:
+    """The contents of the closed box that was opened last."""
+    open_braces: list[int] = []  # where the contents of a box start, -1 for any other brace
+    best = (-1, -1)
+    for found in _BRACES.finditer(text):
+        token = found.group()
+        if token == "}":
+            start = open_braces.pop() if open_braces else -1
+            if start > best[0]:
+                best = (start, found.start())
+        elif token[-1] == "{" and token != "\\{":
+            open_braces.append(found.end() if token[0] == "\\" else -1)
+    return text[best[0] : best[1]] if best[0] >= 0 else None
+
+
+def _decided_by_rule(candidate: str, reference: str) -> bool | None:
+    """For numbers, words and choices of a letter; None where the expressions have to be understood."""
+    known, given = number(reference), number(candidate)
+    if known is not None and given is not None:
+        return same(given, known)
+    asked, chosen = _CHOICE.fullmatch(reference), _CHOICE.fullmatch(candidate)
+    if asked and chosen:
+        return asked.group(1) == chosen.group(1)
+    if _WORDS.fullmatch(reference) and _WORDS.fullmatch(candidate):
+        if candidate.casefold() == reference.casefold():
+            return True
+        # two letters may be a product: ab is ba
+        return False if min(len(candidate), len(reference)) > 2 else None
+    if given is not None and _WORDS.fullmatch(reference):
+        return False
+    if known is not None and _WORDS.fullmatch(candidate):
+        return False
+    return None

@@ -1,0 +1,114 @@
+"""Answers that are plain numbers, read and compared without rounding: the path that most of training takes.
+
+Integers, decimals, fractions, mixed numbers, percent, thousands separators, scientific notation, and the LaTeX of
+these. No number is rounded, so 0.333333 is not 1/3. Everything else is left to symbolic.py.
+"""
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+LONGEST_ANSWER = 1000
+"""Characters. Longer texts are no answers, and integers stay below Python's own limit of 4,300 digits."""
+
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+_DECIMAL = re.compile(
+    rf"([+-]?) ?\$? ?({_DIGITS})?(?:\.([0-9]+))?"
+    r"(?:[eE]([+-]?[0-9]{1,3})| ?(?:\\times|\\cdot|\*|x|×) ?10(?:\^|\*\*)\{?([+-]?[0-9]{1,3})\}?)? ?(%?)"
+)
+_FRACTION = re.compile(rf"([+-]?) ?\$?(?:([0-9]+) +)?({_DIGITS}) ?/ ?([+-]?)({_DIGITS})")
+_LATEX_FRACTION = re.compile(
+    r"([+-]?) ?([0-9]*) ?\\frac ?(?:\{ ?([+-]?)([0-9]+) ?\}|([0-9])) ?(?:\{ ?([+-]?)([0-9]+) ?\}|([0-9]))"
+)
+_LATEX_NOISE = re.compile(
+    r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\[!,;:]|\^\{?\\circ\}?|\\(?=[%$ ])|(?<=[0-9])\{,\}(?=[0-9])"
+)
+_LATEX_WORDS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|boxed)\s*\{([^{}\\]*)\}")
+_WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+
+
+class Number(NamedTuple):
+    """numerator / denominator, the denominator above zero; `percent` where a percent sign followed it."""
+
+    numerator: int
+    denominator: int
+    percent: bool
+
+
+def tidy(text: str) -> str:
+    """`text` without what carries no meaning: math delimiters, spacing commands, a final full stop, degree signs."""
+    text = text.strip()
+    for start, end in _WRAPPERS:
+        if len(text) > len(start) + len(end) and text.startswith(start) and text.endswith(end):
+            text = text[len(start) : -len(end)].strip()
+    if "\\" in text or "{,}" in text:
+        text = _LATEX_WORDS.sub(r"\1", text)
+        text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",")
+        text = _LATEX_NOISE.sub("", text)
+    if not text.isascii():
+        text = text.replace("−", "-").replace("°", "").replace("\N{NO-BREAK SPACE}", " ")
+    return " ".join(text.removesuffix(".").split())
+
+
+@lru_cache(maxsize=16384)
+def number(text: str) -> Number | None:
+    """The number that the tidied `text` writes, None where it is anything else or divides by zero."""
+    if text.isdigit() and text.isascii() and len(text) <= LONGEST_ANSWER:
+        return Number(int(text), 1, False)
+    if not text or len(text) > LONGEST_ANSWER:
+        return None
+    return _decimal(text) or _fraction(text) or _latex_fraction(text)
+
+
+def same(one: Number, other: Number) -> bool:
+    """Whether two numbers are equal. Against a number without the sign, 50% is equal to 50 and to 0.5: a question
+    that asks "what percent" is answered either way."""
+    left, right = one.numerator * other.denominator, other.numerator * one.denominator
+    if left == right:
+        return True
+    if one.percent == other.percent:
+        return False
+    return left == 100 * right if one.percent else 100 * left == right
+
+
+def _integer(digits: str) -> int:
+    return int(digits.replace(",", "") or "0")
+
+
+def _decimal(text: str) -> Number | None:
+    found = _DECIMAL.fullmatch(text)
+    if found is None:
+        return None
+    sign, whole, places, exponent, power, percent = found.groups()
+    if whole is None and places is None:
+        return None
+    places = places or ""
+    numerator, denominator = _integer(whole or "") * 10 ** len(places) + _integer(places), 10 ** len(places)
+    shift = int(exponent or power or 0)
+    numerator, denominator = numerator * 10 ** max(shift, 0), denominator * 10 ** max(-shift, 0)
+    return Number(-numerator if sign == "-" else numerator, denominator, bool(percent))
+
+
+def _quotient(negative: bool, whole: str | None, above: str, below: str) -> Number | None:
+    denominator = _integer(below)
+    if denominator == 0:
+        return None
+    numerator = _integer(above) + _integer(whole or "") * denominator
+    return Number(-numerator if negative else numerator, denominator, False)
+
+
+def _fraction(text: str) -> Number | None:
+    found = _FRACTION.fullmatch(text)
+    if found is None:
+        return None
+    sign, whole, above, sign_below, below = found.groups()
+    return _quotient((sign == "-") != (sign_below == "-"), whole, above, below)
+
+
+def _latex_fraction(text: str) -> Number | None:
+    found = _LATEX_FRACTION.fullmatch(text)
+    if found is None:
+        return None
+    sign, whole, sign_above, above, above_digit, sign_below, below, below_digit = found.groups()
+    negative = [sign, sign_above, sign_below].count("-") % 2 == 1
+    return _quotient(negative, whole, above or above_digit, below or below_digit)
