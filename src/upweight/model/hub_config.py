@@ -42,7 +42,9 @@ def from_hub_config(fields: Mapping[str, Any], *, where: str) -> ModelConfig:
             qk_norm=architecture == "Qwen3ForCausalLM",
         )
     except KeyError as error:
-        raise UserError(f"{where} lacks the field {error.args[0]}: it is no complete config of {architecture}") from error
+        raise UserError(
+            f"{where} lacks the field {error.args[0]}: it is no complete config of {architecture}"
+        ) from error
 
 
 def to_hub_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -90,9 +90,7 @@ class RopeTable:
         self._amplitude = amplitude(scaling)
         self._tables: dict[torch.device, Tensor] = {}
 
-    def rotations(
-        self, positions: Int[Tensor, "row time"], longest: int
-    ) -> Complex[Tensor, "row time 1 1 pair"]:
+    def rotations(self, positions: Int[Tensor, "row time"], longest: int) -> Complex[Tensor, "row time 1 1 pair"]:
         """The rotation at each position; `longest` is a bound on the positions, known without asking the device."""
         table = self._tables.get(positions.device)
         if table is None or len(table) < longest:

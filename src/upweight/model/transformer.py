@@ -143,9 +143,7 @@ class Transformer(nn.Module):
                 x = layer(x, scope)
         return self._normed(x)
 
-    def _extend(
-        self, tokens: Tensor, cache: Cache, rows: Sequence[int] | None, counts: Sequence[int] | None
-    ) -> Tensor:
+    def _extend(self, tokens: Tensor, cache: Cache, rows: Sequence[int] | None, counts: Sequence[int] | None) -> Tensor:
         with torch.no_grad():
             window = Window(cache, tokens.shape[1], tokens.shape[0], rows, counts)
             x = self.embedding(tokens)

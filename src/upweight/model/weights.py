@@ -195,11 +195,15 @@ class _Reader:
         if part == "gate_up.weight":
             return torch.cat([self._take(f"{prefix}mlp.{which}_proj.weight") for which in ("gate", "up")])
         tensor = self._take(prefix + _LAYER_NAMES[part])
-        return _neighbours(tensor, self._config.head_size) if part in ("query_norm.weight", "key_norm.weight") else tensor
+        return (
+            _neighbours(tensor, self._config.head_size) if part in ("query_norm.weight", "key_norm.weight") else tensor
+        )
 
     def _take(self, name: str) -> Tensor:
         if name not in self._stored:
-            raise UserError(f"the weights lack the tensor {name}: the model directory is incomplete or of another model")
+            raise UserError(
+                f"the weights lack the tensor {name}: the model directory is incomplete or of another model"
+            )
         self.used.add(name)
         return self._stored[name]
 

@@ -1,0 +1,165 @@
+"""Messages to tokens and the loss mask, through the tokenizer's own chat template.
+
+The mask is derived by rendering, not by searching for markers. For an assistant's turn i
+
+    prompt_i = render(messages before i, with the generation prompt)
+    full_i   = render(messages up to and with i)
+
+and the model has to write what full_i adds to prompt_i, up to and with the token that ends the turn. The text is encoded
+piece by piece, cut where the model begins and ends to write: so the tokens before a trained turn are exactly those that
+the sampler would be prompted with.
+
+A template that breaks this is refused rather than trained with a wrong mask: where prompt_i does not begin full_i,
+where nothing is left to write, where no token ends the turn. Some templates (Qwen3's) drop the thinking of earlier turns
+from what follows; then no single sequence holds what the model wrote in each turn, and `encode_turns` makes one sequence
+a turn, each as the model would see it when it wrote that turn.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from upweight.core.errors import UserError
+from upweight.core.records import Message
+from upweight.text.template import CHATML, PLAIN, render_text
+from upweight.text.tokenizer import Tokenizer
+
+__all__ = ["CHATML", "PLAIN", "EncodedConversation", "encode_conversation", "encode_turns", "render"]
+
+Tools = Sequence[Mapping[str, Any]]
+
+
+class EncodedConversation(NamedTuple):
+    """Token ids, and for each whether the model is trained to write it."""
+
+    tokens: list[int]
+    trained: list[bool]
+
+
+class _Turn(NamedTuple):
+    """Where one assistant's turn lies in the text rendered up to it, in characters."""
+
+    text: str
+    begin: int
+    end: int
+    trained: bool
+
+
+def render(tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Tools | None = None) -> list[int]:
+    """The prompt for the next assistant's turn: the conversation and the template's generation prompt."""
+    prompt = _text(tokenizer, messages, tools, generation_prompt=True)
+    return _encode(tokenizer, prompt, _turns(tokenizer, messages, tools), trained=[]).tokens
+
+
+def encode_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Tools | None = None
+) -> EncodedConversation:
+    """One training sequence of the whole conversation; trained are the assistant's turns that say so.
+
+    Raises UserError where the template rewrites earlier turns (use `encode_turns`), and where the mask would be empty
+    or miss the end of a turn.
+    """
+    sequences = encode_turns(tokenizer, messages, tools=tools)
+    if len(sequences) > 1:
+        raise UserError(
+            f"the chat template renders earlier turns differently once others follow, so that a conversation of "
+            f"{len(messages)} messages is {len(sequences)} training sequences: use encode_turns"
+        )
+    return sequences[0]
+
+
+def encode_turns(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Tools | None = None
+) -> list[EncodedConversation]:
+    """The fewest training sequences in which each trained turn stands as the model would write it, in order.
+
+    One, where the rendering of each turn begins the rendering of the next; else a sequence ends before the template
+    rewrites it. A turn that is trained in one sequence is context in the others.
+    """
+    turns = _turns(tokenizer, messages, tools)
+    if not any(turn.trained for turn in turns):
+        raise UserError(
+            f"no turn of a conversation of {len(messages)} messages is trained: it needs an assistant's turn that is "
+            "not marked trained=False"
+        )
+    sequences = []
+    run: list[_Turn] = []
+    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+        run.append(turn)
+        if following is None or not following.text.startswith(turn.text[: turn.end]):
+            trained = [held for held in run if held.trained]
+            if trained:
+                sequences.append(_encode(tokenizer, turn.text[: turn.end], turns, trained))
+            run = []
+    return sequences
+
+
+def _turns(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | None) -> list[_Turn]:
+    """Where each assistant's turn lies, checked."""
+    turns = []
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        prompt = _text(tokenizer, messages[:index], tools, generation_prompt=True)
+        full = _text(tokenizer, messages[: index + 1], tools)
+        where = f"message {index} (assistant)"
+        if not full.startswith(prompt):
+            raise UserError(
+                f"{where}: the chat template does not write the prompt that the model is asked with at the start of "
+                f"the finished turn: it asks with ...{prompt[-60:]!r} and writes ...{full[-120:]!r}"
+            )
+        turns.append(_Turn(full, len(prompt), _end_of_turn(tokenizer, full, len(prompt), where), message.trained))
+    return turns
+
+
+def _end_of_turn(tokenizer: Tokenizer, full: str, begin: int, where: str) -> int:
+    """The character after the token that ends the turn. What follows it must be blank."""
+    written = full[begin:]
+    if not written.strip():
+        raise UserError(f"{where}: the chat template writes nothing for it, the loss mask would be empty")
+    ends = [
+        written.rfind(text) + len(text)
+        for text in (tokenizer.decode([number]) for number in tokenizer.special_ids)
+        if text and text in written
+    ]
+    end = max(ends, default=0)
+    if not end or written[end:].strip():
+        raise UserError(
+            f"{where}: the chat template writes no control token at the end of the turn (it ends with "
+            f"{written[-40:]!r}), so the model would never learn to stop"
+        )
+    return begin + end
+
+
+def _encode(tokenizer: Tokenizer, text: str, turns: Sequence[_Turn], trained: Sequence[_Turn]) -> EncodedConversation:
+    """`text` encoded with a cut before and after each turn that stands in it as it was written."""
+    tokens: list[int] = []
+    mask: list[bool] = []
+    at = 0
+    for turn in turns:
+        if turn.end <= at or not text.startswith(turn.text[: turn.end]):
+            continue
+        for piece, learn in ((text[at : turn.begin], False), (text[turn.begin : turn.end], turn in trained)):
+            numbers = tokenizer.encode(piece)
+            tokens += numbers
+            mask += [learn] * len(numbers)
+        at = turn.end
+    rest = tokenizer.encode(text[at:])
+    return EncodedConversation(tokens + rest, mask + [False] * len(rest))
+
+
+def _template(tokenizer: Tokenizer) -> str:
+    if tokenizer.chat_template is None:
+        raise UserError("the tokenizer has no chat template: give it one, tokenizer.with_template(CHATML)")
+    return tokenizer.chat_template
+
+
+def _text(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | None, *, generation_prompt: bool = False
+) -> str:
+    return render_text(
+        _template(tokenizer),
+        messages,
+        tools=tools,
+        generation_prompt=generation_prompt,
+        special_tokens=tokenizer.special_tokens,
+    )

@@ -1,0 +1,255 @@
+"""Byte-level BPE: any text becomes tokens and comes back as it was. Stored as transformers stores it.
+
+Each digit is a token of its own, so that a number reads the same wherever it stands. Control tokens structure a
+conversation; the marks of thinking and of tool calls are ordinary text that happens to be one token each, so that
+documents can hold them.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from upweight.core.errors import UserError
+from upweight.core.records import Message
+from upweight.text.template import render_text
+
+END_OF_TEXT = "<|endoftext|>"
+CONTROL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
+MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English contractions
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word with the blank before it
+    r"|\p{N}"  # one digit
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation up to the line's end
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line breaks and blanks
+)
+"""Where a token must end. In the manner of GPT-4's pattern, with single digits."""
+
+_TEMPLATE_NAME = "chat_template.jinja"
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+        chat_template: the Jinja text that renders conversations, None for a base tokenizer without one.
+        special_tokens: the named ones (bos_token, eos_token, ...) that templates refer to.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        end_of_text: str,
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._end_of_text = end_of_text
+        self.chat_template = chat_template
+        self.special_tokens = dict(special_tokens or {})
+        self._control = {
+            token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special
+        }
+        self._special_ids = frozenset(self._control.values())
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        chat_template: str | None = None,
+        control_tokens: Sequence[str] = CONTROL_TOKENS,
+        marks: Sequence[str] = MARKS,
+    ) -> "Tokenizer":
+        """Learn merges from texts; the same texts in the same order give the same tokenizer.
+
+        `vocab_size` counts everything: 256 bytes, control tokens, marks and merges. The first control token ends
+        documents.
+        """
+        least = 256 + len(control_tokens) + len(marks)
+        if vocab_size < least:
+            raise UserError(
+                f"a vocabulary of {vocab_size} cannot hold the 256 bytes and the special tokens: >= {least}"
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        backend.decoder = decoders.ByteLevel()
+        specials = [AddedToken(token, special=True, normalized=False) for token in control_tokens]
+        ordinary = [AddedToken(token, special=False, normalized=False) for token in marks]
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(marks),
+            special_tokens=specials,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        names = (*control_tokens, *marks)
+        backend.train_from_iterator((_without(text, names) for text in texts), trainer=trainer)
+        backend.add_tokens(ordinary)
+        return cls(
+            backend,
+            end_of_text=control_tokens[0],
+            chat_template=chat_template,
+            special_tokens={"eos_token": control_tokens[0], "pad_token": control_tokens[0]},
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer of a directory: one of ours, or any of Hugging Face's that has a tokenizer.json."""
+        directory = Path(path)
+        file = directory / "tokenizer.json"
+        if not file.exists():
+            raise UserError(f"{directory} has no tokenizer.json: save the tokenizer there in the fast format first")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001 - the library raises the bare class
+            raise UserError(f"{file} is not a readable tokenizer: {error}") from error
+        settings = _read_json(directory / "tokenizer_config.json")
+        named = {**_read_json(directory / "special_tokens_map.json"), **settings}
+        special = {
+            name: value["content"] if isinstance(value, dict) else value
+            for name, value in named.items()
+            if name.endswith("_token") and isinstance(value, (str, dict))
+        }
+        template = settings.get("chat_template")
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if (directory / _TEMPLATE_NAME).exists():
+            template = (directory / _TEMPLATE_NAME).read_text()
+        end = _end_of_text(backend, special)
+        if end is None:
+            raise UserError(f"{directory} names no token that ends a text: set eos_token in tokenizer_config.json")
+        return cls(backend, end_of_text=end, chat_template=template, special_tokens=special)
+
+    def save(self, path: str | Path) -> None:
+        """Write the files that transformers' AutoTokenizer and vLLM open, the chat template among them."""
+        directory = Path(path)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(directory / "tokenizer.json"))
+        special = dict(self.special_tokens)
+        special["eos_token"] = self._backend.id_to_token(self.end_of_turn)
+        settings: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "end_of_text_token": self._end_of_text,
+            "model_max_length": 10**9,
+            **special,
+        }
+        if self.chat_template is not None:
+            (directory / _TEMPLATE_NAME).write_text(self.chat_template)
+        else:
+            (directory / _TEMPLATE_NAME).unlink(missing_ok=True)
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+    def with_template(self, template: str | None) -> "Tokenizer":
+        """The same tokens under another chat template."""
+        return Tokenizer(
+            self._backend,
+            end_of_text=self._end_of_text,
+            chat_template=template,
+            special_tokens=self.special_tokens,
+        )
+
+    def encode(self, text: str, *, control: bool = True) -> list[int]:
+        """Token ids of `text`, nothing added before or after.
+
+        `control` False reads the names of control tokens as plain text: for documents and inputs of others, which must
+        not be able to end a text or open a turn.
+        """
+        backend = self._backend if control else self._uncontrolled
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_many(self, texts: Sequence[str], *, control: bool = True) -> list[list[int]]:
+        """`encode` over many texts at once, on all threads."""
+        backend = self._backend if control else self._uncontrolled
+        return [list(encoding.ids) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of token ids; `skip_special` leaves control tokens out."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids lie below this, added tokens included."""
+        return max(self._backend.get_vocab_size(with_added_tokens=True), 1 + max(self._special_ids, default=0))
+
+    @property
+    def end_of_text(self) -> int:
+        """The token that ends a document."""
+        return self.token_id(self._end_of_text)
+
+    @functools.cached_property
+    def end_of_turn(self) -> int:
+        """The token that ends an assistant's turn: what the chat template writes after it, else the end of text."""
+        if self.chat_template is None:
+            return self.end_of_text
+        asked = [Message("user", "question"), Message("assistant", "reply")]
+        written = render_text(self.chat_template, asked, special_tokens=self.special_tokens)
+        after = [token for token in self.encode(written.rpartition("reply")[2]) if token in self._special_ids]
+        return after[0] if after else self.end_of_text
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """The tokens at which a completion has ended."""
+        return frozenset({self.end_of_text, self.end_of_turn})
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of all control tokens."""
+        return self._special_ids
+
+    def token_id(self, token: str) -> int:
+        """The id of one token by its text. Raises UserError where there is none."""
+        number = self._backend.token_to_id(token)
+        if number is None:
+            raise UserError(f"the tokenizer has no token {token}")
+        return int(number)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of what turns text into ids; the chat template does not count."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def _uncontrolled(self) -> tokenizers.Tokenizer:
+        """A second backend, because the switch is a state and encoding must be safe from several threads."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
+
+
+def _without(text: str, names: Sequence[str]) -> str:
+    """No merge may be spent on a text that is one token anyway."""
+    for name in names:
+        text = text.replace(name, "\n")
+    return text
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}") from error
+    return dict(value)
+
+
+def _end_of_text(backend: tokenizers.Tokenizer, special: Mapping[str, str]) -> str | None:
+    """Chat models name the end of the turn as eos_token; documents end with a token of their own where there is one."""
+    candidates = (special.get("end_of_text_token"), END_OF_TEXT, "<|end_of_text|>", special.get("eos_token"))
+    return next((token for token in candidates if token and backend.token_to_id(token) is not None), None)
