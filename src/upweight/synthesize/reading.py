@@ -1,4 +1,4 @@
-"""Reads a story back: from its text to the start, the steps and therefore the answer, by the phrasings of stories.py.
+"""Reads problems back: a story to its steps, a statement to its program, by the phrasings that they were told in.
 
 This is how the rule-based expert knows: it has the words of the domain, not the reference answer.
 """
@@ -6,6 +6,7 @@ This is how the rule-based expert knows: it has the words of the domain, not the
 import re
 from functools import cache
 
+from upweight.synthesize.pipelines import ENDINGS, KINDS, OPERATIONS, Kind, Program
 from upweight.synthesize.stories import CLOSINGS, CONNECTIVES, DISTRACTORS, OPENINGS, PHRASES, Step, Story
 
 _FIXED_OPERANDS = {"double": 2, "triple": 3, "half": 2}
@@ -58,3 +59,25 @@ def _patterns(phrases: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
             joined = f"[{joined[0].lower()}{joined[0].upper()}]{joined[1:]}"
         compiled.append(re.compile(joined))
     return tuple(compiled)
+
+
+_STATEMENT = re.compile(r"Write f\((x|xs|s)\): (.+)\.")
+
+
+def read_program(statement: str) -> Program | None:
+    """The program that a statement asks for, None where a part of it is not one of the domain's."""
+    found = _STATEMENT.fullmatch(" ".join(statement.split()))
+    if found is None:
+        return None
+    kind: Kind = next(known for known in KINDS if known == found[1])
+    known = (*OPERATIONS[kind], *ENDINGS[kind])
+    pipeline = []
+    for words in found[2].split(", then "):
+        for operation in known:
+            told = re.fullmatch(re.escape(operation.words).replace(r"\{k\}", r"(\d+)"), words)
+            if told:
+                pipeline.append((operation, int(told[1]) if told.groups() else operation.smallest))
+                break
+        else:
+            return None
+    return Program(kind, tuple(pipeline))
