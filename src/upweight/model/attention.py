@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from upweight.model.rope import rotate
 
@@ -62,19 +62,19 @@ def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Fl
     group = slots - 2
     turned = rotate(qkv[:, :, :, : group + 1], scope.rotations)
     query, key, value = turned[:, :, :group], turned[:, :, group], qkv[:, :, :, group + 1].transpose(1, 2)
-    if scope.bias is not None and qkv.device.type == "cpu":
-        if row * kv_heads * group * time * time <= WRITTEN_OUT_SCORES:
-            seen: Tensor = _Attention.apply(query, key, value, scope.bias)
-            return seen.reshape(row, time, -1)
+    written_out = row * kv_heads * group * time * time <= WRITTEN_OUT_SCORES
+    if scope.bias is not None and written_out and qkv.device.type == "cpu":
+        seen: Tensor = _Attention.apply(query, key, value, scope.bias)
+        return seen.reshape(row, time, -1)
     query = query.reshape(row, kv_heads * group, time, size)
     if qkv.device.type == "cuda" and scope.blocks is not None:
         out = _flex()(query, key, value, block_mask=scope.blocks, enable_gqa=True)
     elif scope.causal_only:
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=group > 1)
+        out = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=group > 1)
     else:
         assert scope.bias is not None
         mask = scope.bias[:, None].to(query.dtype)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=group > 1)
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=group > 1)
     return out.transpose(1, 2).reshape(row, time, -1)
 
 
@@ -114,7 +114,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """With p = softmax(s): dv = p^T dy, dp = dy v^T, ds = p (dp - sum(p dp)), dq = ds k, dk = ds^T q."""
         queries, keys, values, probabilities = ctx.saved_tensors
-        row, kv_heads, group, time, size = ctx.shape
+        row, kv_heads, _, time, size = ctx.shape
         gradient = gradients[0].permute(0, 2, 3, 1, 4).reshape(queries.shape).to(queries.dtype)
         with torch.autocast("cpu", enabled=False):
             value_gradient = torch.bmm(probabilities.transpose(1, 2), gradient)

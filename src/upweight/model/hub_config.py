@@ -1,4 +1,7 @@
-"""config.json of Hugging Face, in and out. What is not understood is refused: a field passed over gives wrong logits."""
+"""config.json of Hugging Face, in and out.
+
+What is not understood is refused: a field that is passed over gives wrong logits.
+"""
 
 from collections.abc import Mapping
 from typing import Any

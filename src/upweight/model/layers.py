@@ -8,9 +8,9 @@ needs.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class RmsNorm(nn.Module):
@@ -23,9 +23,11 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
         if x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
-            return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.epsilon).to(x.dtype)
+            wide = functional.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.epsilon)
+            return wide.to(x.dtype)
         if not torch.is_grad_enabled():
-            return x * _inverse_size(x, self.epsilon) * self.weight
+            unit: Tensor = x * _inverse_size(x, self.epsilon)
+            return unit.mul_(self.weight)
         normed: Tensor = _RmsNorm.apply(x, self.weight, self.epsilon)
         return normed
 
@@ -59,7 +61,7 @@ def swiglu(gate_up: Float[Tensor, "*n both"]) -> Float[Tensor, "*n half"]:
     """silu(gate) * up, where gate is the first half of the features and up the second."""
     if gate_up.device.type != "cpu" or not torch.is_grad_enabled():
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return functional.silu(gate) * up
     gated: Tensor = _SwiGlu.apply(gate_up)
     return gated
 
@@ -69,7 +71,7 @@ class _SwiGlu(torch.autograd.Function):
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return functional.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -80,5 +82,5 @@ class _SwiGlu(torch.autograd.Function):
         both = torch.empty_like(gate_up)
         gate_gradient, up_gradient = both.chunk(2, dim=-1)
         torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=gate_gradient)
-        torch.mul(gradient, F.silu(gate), out=up_gradient)
+        torch.mul(gradient, functional.silu(gate), out=up_gradient)
         return both

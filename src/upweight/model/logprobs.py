@@ -2,8 +2,8 @@
 
     log p(target) = z_target - log sum_v exp z_v,     z = unembedding hidden / temperature
 
-A row x time x vocab tensor is never held. Where all positions fit one chunk its probabilities are kept for the gradient;
-otherwise each chunk's logits are computed again in the backward pass. Both ways do the same arithmetic on the same
+A row x time x vocab tensor is never held. Where all positions fit one chunk, its probabilities are kept for the
+gradient; otherwise the backward pass computes each chunk's logits again. Both ways do the same arithmetic on the same
 chunks, so they give the same bits.
 
 `truncate` is the one definition of top-k, top-p and min-p: the sampler draws from what it leaves, and the trainer takes
@@ -13,9 +13,9 @@ log-probabilities under what it leaves.
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 CHUNK_LOGITS = 1 << 23
 """Logits held at once by default (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
@@ -86,9 +86,15 @@ def token_scores(
         raise ValueError(f"temperature is {temperature}: log-probabilities of greedy decoding are not defined")
     flat = hidden.reshape(-1, hidden.shape[-1])
     size = chunk if chunk is not None else max(1, CHUNK_LOGITS // unembedding.shape[0])
-    settings = _Settings(temperature, top_p, top_k, min_p, size)
+    settings = _Settings(temperature, top_p, top_k, min_p, size, compute_dtype(hidden))
     logprobs, normaliser = _TokenScores.apply(flat, unembedding, targets.reshape(-1), settings)
     return TokenScores(logprobs.view(targets.shape), normaliser.view(targets.shape))
+
+
+def compute_dtype(hidden: Float[Tensor, "*n width"]) -> torch.dtype:
+    """The dtype of products with the unembedding: autocast's where it is on, else that of the hidden states."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def token_logprobs(
@@ -114,6 +120,7 @@ class _Settings(NamedTuple):
     top_k: int
     min_p: float
     chunk: int
+    dtype: torch.dtype
 
     @property
     def truncates(self) -> bool:
@@ -127,18 +134,20 @@ class _TokenScores(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, unembedding: Tensor, targets: Tensor, settings: _Settings
     ) -> tuple[Tensor, Tensor]:
-        count = hidden.shape[0]
+        count = len(hidden)
         logprobs = hidden.new_empty(count, dtype=torch.float32)
         normaliser = torch.empty_like(logprobs)
         kept = None
-        for start in range(0, count, settings.chunk):
-            part = slice(start, min(start + settings.chunk, count))
-            logits = _logits(hidden[part], unembedding, targets[part], settings)
-            probabilities, normaliser[part] = _softmax(logits)
-            chosen = targets[part, None]
-            logprobs[part] = logits.gather(1, chosen)[:, 0] - normaliser[part]
-            if count <= settings.chunk and any(ctx.needs_input_grad):
-                kept = probabilities
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = unembedding.to(settings.dtype)
+            for start in range(0, count, settings.chunk):
+                part = slice(start, min(start + settings.chunk, count))
+                logits = _logits(hidden[part], matrix, targets[part], settings)
+                chosen = logits.gather(1, targets[part, None])[:, 0]
+                probabilities, normaliser[part] = _softmax(logits)
+                logprobs[part] = chosen - normaliser[part]
+                if count <= settings.chunk and any(ctx.needs_input_grad):
+                    kept = probabilities
         ctx.save_for_backward(hidden, unembedding, targets)
         ctx.kept, ctx.settings = kept, settings
         return logprobs, normaliser
@@ -147,27 +156,27 @@ class _TokenScores(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, unembedding, targets = ctx.saved_tensors
         settings: _Settings = ctx.settings
-        by_logprob, by_normaliser = gradients
+        by_logprob, by_normaliser = (gradient / settings.temperature for gradient in gradients)
+        matrix = unembedding.to(settings.dtype)
         hidden_gradient = torch.empty_like(hidden)
         gradient = torch.zeros_like(unembedding)
-        count = hidden.shape[0]
-        for start in range(0, count, settings.chunk):
-            part = slice(start, min(start + settings.chunk, count))
+        for start in range(0, len(hidden), settings.chunk):
+            part = slice(start, min(start + settings.chunk, len(hidden)))
             if ctx.kept is not None:
                 by_logit, ctx.kept = ctx.kept, None
             else:
-                by_logit, _ = _softmax(_logits(hidden[part], unembedding, targets[part], settings))
-            by_logit.mul_(((by_normaliser[part] - by_logprob[part]) / settings.temperature)[:, None])
-            by_logit.scatter_add_(1, targets[part, None], (by_logprob[part] / settings.temperature)[:, None])
-            by_logit = by_logit.to(hidden.dtype)
-            torch.mm(by_logit, unembedding.to(hidden.dtype), out=hidden_gradient[part])
-            gradient.addmm_(by_logit.to(gradient.dtype).t(), hidden[part].to(gradient.dtype))
+                by_logit, _ = _softmax(_logits(hidden[part], matrix, targets[part], settings))
+            by_logit.mul_((by_normaliser[part] - by_logprob[part])[:, None])
+            by_logit.scatter_add_(1, targets[part, None], by_logprob[part, None])
+            by_logit = by_logit.to(settings.dtype)
+            hidden_gradient[part] = by_logit @ matrix
+            gradient.addmm_(by_logit.t().to(gradient.dtype), hidden[part].to(gradient.dtype))
         return hidden_gradient, gradient, None, None
 
 
-def _logits(hidden: Tensor, unembedding: Tensor, targets: Tensor, settings: _Settings) -> Tensor:
+def _logits(hidden: Tensor, matrix: Tensor, targets: Tensor, settings: _Settings) -> Tensor:
     """Tempered logits of one chunk in float32, -inf outside the truncation but for the target."""
-    logits = F.linear(hidden, unembedding.to(hidden.dtype)).float()
+    logits = functional.linear(hidden.to(settings.dtype), matrix).float()
     if settings.temperature != 1.0:
         logits = logits.div_(settings.temperature)
     if settings.truncates:

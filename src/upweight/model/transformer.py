@@ -17,9 +17,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from upweight.model.attention import Scope, attend, attend_cached, causal_scope
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "row time width"], scope: Scope) -> Float[Tensor, "row time width"]:
         x = x + self.out(attend(self._project(x), scope))
-        return x + self.down(swiglu(self.gate_up(self.ffn_norm(x))))
+        return self._feed_forward(x)
 
     def extend(
         self,
@@ -65,7 +65,11 @@ class Block(nn.Module):
         turned = rotate(qkv[:, :, :, :-1], scope.rotations)
         key, value = cache.append(self.index, turned[:, :, -1], qkv[:, :, :, -1].transpose(1, 2), window)
         x = x + self.out(attend_cached(turned[:, :, :-1], key.to(x.dtype), value.to(x.dtype), scope.bias))
-        return x + self.down(swiglu(self.gate_up(self.ffn_norm(x))))
+        return self._feed_forward(x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.down(swiglu(self.gate_up(self.ffn_norm(x))))
+        return x + added
 
     def _project(self, x: Tensor) -> Tensor:
         qkv: Tensor = self.qkv(self.attention_norm(x)).unflatten(-1, (self.kv_heads, self.slots, self.size))
@@ -162,7 +166,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocab"]:
         """The logits of some hidden states; for every position of a batch use model/logprobs.py instead."""
-        return F.linear(hidden, self.unembedding)
+        return functional.linear(hidden, self.unembedding)
 
 
 def _positions(tokens: Tensor, segments: Tensor | None) -> Tensor:

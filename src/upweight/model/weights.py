@@ -128,10 +128,7 @@ class _Stored(Mapping[str, Tensor]):
 
     def __init__(self, directory: Path) -> None:
         index = directory / INDEX_NAME
-        if index.exists():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        else:
-            files = [WEIGHTS_NAME]
+        files = _shard_names(index) if index.exists() else [WEIGHTS_NAME]
         self._places: dict[str, Any] = {}
         self.directory = directory
         for name in files:
@@ -153,6 +150,13 @@ class _Stored(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{index} is damaged ({error}): copy or download it again") from error
 
 
 def from_hub_names(
@@ -254,12 +258,14 @@ def _split(fused: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
 
 def _neighbours(rows: Tensor, size: int) -> Tensor:
     """Features i and i + size/2 of each head become neighbours 2i and 2i + 1."""
-    return rows.unflatten(0, (-1, 2, size // 2)).transpose(1, 2).flatten(0, 2)
+    paired: Tensor = rows.unflatten(0, (-1, 2, size // 2)).transpose(1, 2)
+    return paired.flatten(0, 2)
 
 
 def _halves(rows: Tensor, size: int) -> Tensor:
     """The inverse of `_neighbours`."""
-    return rows.unflatten(0, (-1, size // 2, 2)).transpose(1, 2).flatten(0, 2)
+    halved: Tensor = rows.unflatten(0, (-1, size // 2, 2)).transpose(1, 2)
+    return halved.flatten(0, 2)
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -5,14 +5,14 @@ The mask is derived by rendering, not by searching for markers. For an assistant
     prompt_i = render(messages before i, with the generation prompt)
     full_i   = render(messages up to and with i)
 
-and the model has to write what full_i adds to prompt_i, up to and with the token that ends the turn. The text is encoded
-piece by piece, cut where the model begins and ends to write: so the tokens before a trained turn are exactly those that
-the sampler would be prompted with.
+and the model has to write what full_i adds to prompt_i, up to and with the token that ends the turn. The text is
+encoded piece by piece, cut where the model begins and ends to write: so the tokens before a trained turn are exactly
+those that the sampler would be prompted with.
 
 A template that breaks this is refused rather than trained with a wrong mask: where prompt_i does not begin full_i,
-where nothing is left to write, where no token ends the turn. Some templates (Qwen3's) drop the thinking of earlier turns
-from what follows; then no single sequence holds what the model wrote in each turn, and `encode_turns` makes one sequence
-a turn, each as the model would see it when it wrote that turn.
+where nothing is left to write, where no token ends the turn. Some templates (Qwen3's) drop the thinking of earlier
+turns from what follows; then no single sequence holds what the model wrote in each turn, and `encode_turns` makes
+several, each turn as the model would see it when it wrote that turn.
 """
 
 from collections.abc import Mapping, Sequence

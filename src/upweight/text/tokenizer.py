@@ -115,7 +115,7 @@ class Tokenizer:
             raise UserError(f"{directory} has no tokenizer.json: save the tokenizer there in the fast format first")
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001 - the library raises the bare class
+        except Exception as error:  # the library raises the bare class
             raise UserError(f"{file} is not a readable tokenizer: {error}") from error
         settings = _read_json(directory / "tokenizer_config.json")
         named = {**_read_json(directory / "special_tokens_map.json"), **settings}
@@ -140,7 +140,7 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(directory / "tokenizer.json"))
         special = dict(self.special_tokens)
-        special["eos_token"] = self._backend.id_to_token(self.end_of_turn)
+        special["eos_token"] = self.token_text(self.end_of_turn)
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -218,6 +218,13 @@ class Tokenizer:
         if number is None:
             raise UserError(f"the tokenizer has no token {token}")
         return int(number)
+
+    def token_text(self, number: int) -> str:
+        """The text under which the vocabulary lists one token: a control token's name, byte letters for others."""
+        text = self._backend.id_to_token(number)
+        if text is None:
+            raise UserError(f"the tokenizer has no token number {number}")
+        return str(text)
 
     @functools.cached_property
     def fingerprint(self) -> str:
