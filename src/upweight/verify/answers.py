@@ -57,15 +57,33 @@ def compare(candidate: str, reference: str, *, cpu_seconds: int = 3) -> Outcome:
     """
     if len(candidate) > LONGEST_ANSWER or len(reference) > LONGEST_ANSWER:
         return "equal" if candidate.strip() == reference.strip() else "different"
-    candidate, reference = tidy(candidate), tidy(reference)
-    if not candidate or not reference:
-        return "different"
-    if candidate == reference:
-        return "equal"
-    decided = _decided_by_rule(candidate, reference)
+    decided = decided_by_rule(candidate, reference)
     if decided is not None:
         return "equal" if decided else "different"
-    return compare_expressions(candidate, reference, cpu_seconds)
+    return compare_expressions(tidy(candidate), tidy(reference), cpu_seconds)
+
+
+def decided_by_rule(candidate: str, reference: str) -> bool | None:
+    """Whether two short answers are equal: for numbers, words and choices of a letter; None for other expressions."""
+    candidate, reference = tidy(candidate), tidy(reference)
+    if candidate == reference or not candidate or not reference:
+        return bool(candidate) and candidate == reference
+    known, given = number(reference), number(candidate)
+    if known is not None and given is not None:
+        return same(given, known)
+    asked, chosen = _CHOICE.fullmatch(reference), _CHOICE.fullmatch(candidate)
+    if asked and chosen:
+        return asked.group(1) == chosen.group(1)
+    if _WORDS.fullmatch(reference) and _WORDS.fullmatch(candidate):
+        if candidate.casefold() == reference.casefold():
+            return True
+        # two letters may be a product: ab is ba
+        return False if min(len(candidate), len(reference)) > 2 else None
+    if given is not None and _WORDS.fullmatch(reference):
+        return False
+    if known is not None and _WORDS.fullmatch(candidate):
+        return False
+    return None
 
 
 def equivalent(candidate: str, reference: str) -> bool:
@@ -126,23 +144,3 @@ def _last_box(text: str) -> str | None:
         elif token[-1] == "{" and token != "\\{":
             open_braces.append(found.end() if token[0] == "\\" else -1)
     return text[best[0] : best[1]] if best[0] >= 0 else None
-
-
-def _decided_by_rule(candidate: str, reference: str) -> bool | None:
-    """For numbers, words and choices of a letter; None where the expressions have to be understood."""
-    known, given = number(reference), number(candidate)
-    if known is not None and given is not None:
-        return same(given, known)
-    asked, chosen = _CHOICE.fullmatch(reference), _CHOICE.fullmatch(candidate)
-    if asked and chosen:
-        return asked.group(1) == chosen.group(1)
-    if _WORDS.fullmatch(reference) and _WORDS.fullmatch(candidate):
-        if candidate.casefold() == reference.casefold():
-            return True
-        # two letters may be a product: ab is ba
-        return False if min(len(candidate), len(reference)) > 2 else None
-    if given is not None and _WORDS.fullmatch(reference):
-        return False
-    if known is not None and _WORDS.fullmatch(candidate):
-        return False
-    return None

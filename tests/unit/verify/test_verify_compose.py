@@ -1,0 +1,70 @@
+import pytest
+
+from upweight.core.identity import canonical_json
+from upweight.core.records import Completion, Message, Problem
+from upweight.verify.answers import AnswerVerifier
+from upweight.verify.compose import FormatVerifier, LengthVerifier, Part, WeightedVerifier
+
+PROBLEM = Problem("p", (Message("user", "6 x 7?"),), answer="42")
+
+
+def completion(text: str, count: int = 1, stop: str = "end") -> Completion:
+    return Completion(tokens=(1,) * count, logprobs=(), text=text, stop=stop, policy="test")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("<think>\nso\n</think>\n\\boxed{42}", None),
+        ("so\n</think>\n\\boxed{42}", None),  # the prompt opened the thought
+        ("\\boxed{42}", "one thought"),
+        ("<think>a</think><think>b</think>\\boxed{42}", "one thought"),
+        ("first <think>a</think>\\boxed{42}", "one thought"),
+        ("<think>a \\boxed{42}", "one thought"),
+        ("<think>a</think>\n", "nothing after"),
+        ("<think>a</think>\nwell", "no answer"),
+    ],
+)
+def test_format(text: str, fault: str | None) -> None:
+    verdict = FormatVerifier().score(PROBLEM, [completion(text)])[0]
+    assert verdict.score == (1.0 if fault is None else 0.0)
+    assert (fault or "well formed") in verdict.reason
+
+
+def test_format_without_thought() -> None:
+    group = [completion("fine"), completion("<think>a</think>fine"), completion("fine", stop="length")]
+    scores = [verdict.score for verdict in FormatVerifier(thought=False, answer=False).score(PROBLEM, group)]
+    assert scores == [1.0, 0.0, 0.0]
+
+
+def test_length_falls_linearly() -> None:
+    group = [completion("", count) for count in (5, 10, 15, 20, 25)] + [completion("", 5, "length")]
+    # (20 - 15) / (20 - 10) = 1/2
+    scores = [verdict.score for verdict in LengthVerifier(free_tokens=10, most_tokens=20).score(PROBLEM, group)]
+    assert scores == [1.0, 1.0, 0.5, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="free_tokens"):
+        LengthVerifier(free_tokens=20, most_tokens=20)
+
+
+def _sum(only_if_right: str | None) -> WeightedVerifier:
+    parts = (Part("answer", AnswerVerifier(), 0.75), Part("format", FormatVerifier(), 0.25))
+    return WeightedVerifier(parts, only_if_right=only_if_right)
+
+
+def test_weighted_sum() -> None:
+    group = [completion("<think>a</think>\\boxed{42}"), completion("<think>a</think>\\boxed{41}"), completion("no")]
+    verdicts = _sum(None).score(PROBLEM, group)
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.25, 0.0]
+    assert verdicts[1].reason == "answer 0 (different: got 41); format 1 (well formed)"
+    # form is not paid for alone
+    assert [verdict.score for verdict in _sum("answer").score(PROBLEM, group)] == [1.0, 0.0, 0.0]
+
+
+def test_weighted_sum_has_an_identity_and_refuses_nonsense() -> None:
+    assert "AnswerVerifier" in canonical_json(_sum(None))
+    with pytest.raises(ValueError, match="at least one"):
+        WeightedVerifier(())
+    with pytest.raises(ValueError, match="none of the parts"):
+        _sum("style")
+    with pytest.raises(ValueError, match="finite"):
+        Part("answer", AnswerVerifier(), float("nan"))
