@@ -4,7 +4,7 @@ r"""Procedural mathematics: short stories of several steps, with a worked chain 
     14+23=37. 37-5=32.
     \boxed{32}
 
-Every value on the way is an integer in 0-99, one quantity runs through the story, and sentences that do not matter
+Every value on the way is an integer in 0-50, one quantity runs through the story, and sentences that do not matter
 stand between those that do. A story is a function of (seed, index) alone. A sixteenth of all questions, chosen by
 hash, is reserved for evaluation: what is made for training never draws one of them (see `reserved`).
 
@@ -18,7 +18,9 @@ from random import Random
 
 from upweight.core.records import Conversation, Document, Message, Problem
 
-LARGEST_VALUE = 99
+LARGEST_VALUE = 50
+LARGEST_START = 30
+LARGEST_OPERAND = 12
 RESERVED_ONE_IN = 16
 
 WORKED = "story-worked"
@@ -85,7 +87,7 @@ CLOSINGS = (
 
 SIGNS = {"+": "+", "-": "-", "double": "*", "triple": "*", "times": "*", "half": "/"}
 OPERATIONS = ("+", "+", "+", "-", "-", "-", "double", "double", "triple", "times", "half", "half")
-"""Operations by how often they are drawn; one that would leave 1-99 is drawn again."""
+"""Operations by how often they are drawn; one that would leave 1-50 is drawn again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _draw(random: Random, length: int) -> Story:
     things = OBJECTS[int(draw() * len(OBJECTS))]
     others = OBJECTS[(OBJECTS.index(things) + 1 + int(draw() * (len(OBJECTS) - 1))) % len(OBJECTS)]
     pronoun = "she" if name in SHE else "he"
-    start = value = 2 + int(draw() * 49)
+    start = value = 2 + int(draw() * (LARGEST_START - 1))
     steps, sentences = [], []
     opening = OPENINGS[int(draw() * len(OPENINGS))].format(name=name, n=start, things=things)
     for _ in range(length):
@@ -194,11 +196,11 @@ def _draw_step(random: Random, value: int) -> Step:
     while True:
         operation = OPERATIONS[int(draw() * len(OPERATIONS))]
         if operation == "+":
-            most = min(40, LARGEST_VALUE - value)
+            most = min(LARGEST_OPERAND, LARGEST_VALUE - value)
             if most >= 2:
                 return Step("+", 2 + int(draw() * (most - 1)))
         elif operation == "-":
-            most = min(40, value - 1)
+            most = min(LARGEST_OPERAND, value - 1)
             if most >= 2:
                 return Step("-", 2 + int(draw() * (most - 1)))
         elif operation == "half":
