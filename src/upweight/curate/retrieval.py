@@ -3,7 +3,7 @@
 Each seed asks twice: its rarest words in the full-text index (BM25), its vector among the vectors. The two lists are
 joined by reciprocal-rank fusion (Cormack et al. 2009),
     fused(d) = sum over the lists that hold d of 1 / (60 + rank of d in the list),
-and the best `hits` documents are hit. Fusion decides who is hit, the cosine how close: a rank says nothing across seeds.
+and the best `hits` documents are hit. Fusion decides who is hit, the cosine how close: ranks do not compare over seeds.
     similarity(d) = the largest cosine of d with a seed that hit it, 0-1; 0 where none did.
 
 Documents that tie at the end of a list are left out of it together: which of them a database returns is chance.

@@ -1,0 +1,86 @@
+"""The tags of many documents as one table of small integers, asked by the names of the dimensions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+from jaxtyping import Bool, Float64, UInt8
+
+from upweight.core.errors import UserError
+from upweight.core.records import DIMENSION_COUNT, HIGHEST_SCORE
+from upweight.curate.dimensions import DIMENSIONS
+
+NAMES: tuple[str, ...] = tuple(dimension.name for dimension in DIMENSIONS)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row of 20 scores, 0-9 each, for each document."""
+
+    table: UInt8[np.ndarray, "document dimension"]
+
+    @classmethod
+    def read(cls, path: Path, document_ids: Sequence[str]) -> "Scores":
+        """The tags in `path` (columns document_id, scores) in the order of `document_ids`; each one must have some."""
+        tags = _table(path, ["document_id", "scores"])
+        flat = np.asarray(tags["scores"].combine_chunks().flatten(), np.uint8)
+        if len(flat) != DIMENSION_COUNT * len(tags):
+            raise UserError(f"{path}: not every document has {DIMENSION_COUNT} scores. Run tag again")
+        rows = rows_of(path, tags["document_id"].to_pylist(), document_ids, "tag")
+        return cls(np.ascontiguousarray(flat.reshape(-1, DIMENSION_COUNT)[rows]))
+
+    def mean(self, weights: Mapping[str, float]) -> Float64[np.ndarray, " document"]:
+        """The weighted mean of the named dimensions' scores as a share of the highest one, 0-1."""
+        if not weights or any(weight < 0 for weight in weights.values()) or not sum(weights.values()):
+            raise UserError(f"weights {dict(weights)}: expected dimensions with weights of 0 or more, not all 0")
+        columns = [dimension_index(name) for name in weights]
+        values = np.fromiter(weights.values(), np.float64)
+        # einsum and not matmul: the sum of a row then does not depend on how many rows there are.
+        summed = np.einsum("nd,d->n", self.table[:, columns].astype(np.float64), values)
+        return np.asarray(summed / (HIGHEST_SCORE * values.sum()))
+
+    def reach(self, floors: Mapping[str, int]) -> Bool[np.ndarray, " document"]:
+        """Which documents reach every floor; all of them where there is none."""
+        reached = np.ones(len(self.table), bool)
+        for name, floor in floors.items():
+            reached &= self.table[:, dimension_index(name)] >= floor
+        return reached
+
+    def missed(self, row: int, floors: Mapping[str, int]) -> str:
+        """The first floor that a document misses, in words: "factual_reliability below 4"; empty where it misses none."""
+        for name, floor in floors.items():
+            if self.table[row, dimension_index(name)] < floor:
+                return f"{name} below {floor}"
+        return ""
+
+
+def dimension_index(name: str) -> int:
+    """The place of a dimension by its name."""
+    if name not in NAMES:
+        raise UserError(f"{name!r} is no quality dimension: expected one of {', '.join(NAMES)}")
+    return NAMES.index(name)
+
+
+def read_similarity(path: Path, document_ids: Sequence[str]) -> Float64[np.ndarray, " document"]:
+    """The similarities in `path` (columns document_id, similarity) in the order of `document_ids`."""
+    table = _table(path, ["document_id", "similarity"])
+    rows = rows_of(path, table["document_id"].to_pylist(), document_ids, "retrieve")
+    return np.asarray(table["similarity"], np.float64)[rows]
+
+
+def rows_of(path: Path, names: Sequence[str], wanted: Sequence[str], stage: str) -> list[int]:
+    """Where each wanted document stands in a table; UserError where the table lacks one."""
+    places = {name: row for row, name in enumerate(names)}
+    try:
+        return [places[name] for name in wanted]
+    except KeyError as error:
+        raise UserError(f"{path} lacks document {error.args[0]}: run {stage} on the same documents again") from None
+
+
+def _table(path: Path, columns: list[str]) -> Any:
+    if not path.exists():
+        raise UserError(f"{path} does not exist: is the step's input the right artifact?")
+    return parquet.read_table(path, columns=columns)

@@ -1,0 +1,162 @@
+"""From scores to a curriculum: one utility a document, then tiers, the best documents first.
+
+    quality(d) = weighted mean of its tag scores / 9                                    0-1
+    utility(d) = quality(d) + similarity_weight * similarity(d)    if its source is trusted and it reaches the floors
+    utility(d) = quality(d)                                        otherwise
+
+A retrieval hit alone never lifts a document: its source and its own scores bound that (see Lift). Documents are walked
+by utility and each goes to the first tier that has room for it: room in bytes, and room for its source, so that no tier
+is all of one kind. What no tier takes is dropped, and the last tier's reason is kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from upweight.core.errors import UserError
+from upweight.curate.scores import Scores
+
+DEFAULT_WEIGHTS: Mapping[str, float] = {
+    "knowledge_density": 1.0,
+    "reasoning_density": 1.0,
+    "educational_value": 2.0,
+    "factual_reliability": 2.0,
+    "domain_depth": 1.0,
+    "coherence": 1.0,
+    "explanation_clarity": 1.0,
+    "cleanliness": 1.0,
+    "non_repetition": 0.5,
+    "character_integrity": 0.5,
+}
+"""Stated, not learned: content weighs more than format, as the report found it to predict usefulness better."""
+
+
+@dataclass(frozen=True)
+class Lift:
+    """How far similarity to the seeds may raise a document.
+
+    Attributes:
+        similarity_weight: what a similarity of 1 adds to the utility.
+        trusted_sources: patterns of sources that may be lifted.
+        floors: the least score of each named dimension below which a document is not lifted.
+    """
+
+    similarity_weight: float = 0.25
+    trusted_sources: tuple[str, ...] = ("*",)
+    floors: Mapping[str, int] = field(default_factory=lambda: {"factual_reliability": 4, "safety": 5})
+
+    def __post_init__(self) -> None:
+        if self.similarity_weight < 0:
+            raise UserError(f"similarity_weight is {self.similarity_weight}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A part of the curriculum; the budget is the smaller of the two given, none where neither is.
+
+    Attributes:
+        name: names the file of its documents.
+        share: of the bytes of all documents that came in, 0-1.
+        max_bytes: of UTF-8 text.
+        min_utility: documents below it go on to the next tier.
+        source_shares: the largest share of the tier's budget that one source may fill, by pattern ("story-*": 0.5);
+            the first pattern that matches a source counts, a source that none matches is not bounded. Without a budget
+            the shares are of the bytes of all documents that came in.
+    """
+
+    name: str
+    share: float | None = None
+    max_bytes: int | None = None
+    min_utility: float = 0.0
+    source_shares: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise UserError(f"{self.name!r} cannot name a tier: it becomes the name of a file")
+        shares = [*self.source_shares.values(), *([] if self.share is None else [self.share])]
+        if any(not 0 <= share <= 1 for share in shares):
+            raise UserError(f"tier {self.name!r}: shares {shares} leave 0-1")
+
+    def budget(self, total_bytes: int) -> int:
+        """The bytes it may hold, of `total_bytes` that came in."""
+        by_share = total_bytes if self.share is None else int(self.share * total_bytes)
+        return by_share if self.max_bytes is None else min(by_share, self.max_bytes)
+
+    def source_budget(self, source: str, total_bytes: int) -> int:
+        """The bytes that one source may fill of it."""
+        share = next((share for pattern, share in self.source_shares.items() if fnmatchcase(source, pattern)), 1.0)
+        return int(share * self.budget(total_bytes))
+
+
+class Placed(NamedTuple):
+    """Where a document goes: a tier, or none and why."""
+
+    tier: str | None
+    reason: str
+
+
+def utilities(
+    scores: Scores,
+    similarity: Float64[np.ndarray, " document"],
+    sources: Sequence[str],
+    *,
+    weights: Mapping[str, float],
+    lift: Lift,
+) -> Float64[np.ndarray, " document"]:
+    """The utility of each document, 0 to 1 + similarity_weight; see the equation above."""
+    trusted = {source: matches(source, lift.trusted_sources) for source in set(sources)}
+    lifted = np.fromiter((trusted[source] for source in sources), bool, len(sources)) & scores.reach(lift.floors)
+    return np.asarray(scores.mean(weights) + np.where(lifted, lift.similarity_weight * similarity, 0.0))
+
+
+def place(
+    ids: Sequence[str],
+    sources: Sequence[str],
+    byte_counts: Sequence[int],
+    utility: Sequence[float],
+    tiers: Sequence[Tier],
+    refused: Mapping[int, str],
+) -> list[Placed]:
+    """The tier of each document, in the order given.
+
+    Args:
+        ids, sources, byte_counts, utility: of the documents; equal utilities go by id.
+        tiers: best first.
+        refused: rows that no tier may take, with the reason.
+    """
+    names = [tier.name for tier in tiers]
+    if not tiers or len(set(names)) < len(names):
+        raise UserError(f"tiers {names}: expected at least one, each with a name of its own")
+    total = sum(byte_counts)
+    budgets = {tier.name: tier.budget(total) for tier in tiers}
+    used = dict.fromkeys(names, 0)
+    used_by: dict[tuple[str, str], int] = {}
+    placed = [Placed(None, "")] * len(ids)
+    for row in sorted(range(len(ids)), key=lambda row: (-utility[row], ids[row])):
+        size, source = byte_counts[row], sources[row]
+        reason = refused.get(row, "")
+        chosen = None
+        for tier in () if reason else tiers:
+            of_source = used_by.get((tier.name, source), 0)
+            if utility[row] < tier.min_utility:
+                reason = f"utility below {tier.min_utility:g}"
+            elif used[tier.name] + size > budgets[tier.name]:
+                reason = f"tier {tier.name} is full"
+            elif of_source + size > tier.source_budget(source, total):
+                reason = f"source fills its share of tier {tier.name}"
+            else:
+                chosen, reason = tier.name, ""
+                used[tier.name] += size
+                used_by[tier.name, source] = of_source + size
+                break
+        placed[row] = Placed(chosen, reason)
+    return placed
+
+
+def matches(source: str, patterns: Sequence[str]) -> bool:
+    """Whether a source fits one of the patterns ("story-*")."""
+    return any(fnmatchcase(source, pattern) for pattern in patterns)

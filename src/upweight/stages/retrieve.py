@@ -1,0 +1,188 @@
+"""retrieve: how close each document is to the best ones, by hybrid search with seeds as queries.
+
+Writes similarity.parquet (document_id, similarity 0-1, 0 where no seed hit it) and hits.jsonl (what some seeds found).
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
+from upweight.core.errors import UserError
+from upweight.core.records import Document
+from upweight.core.work import Estimate, Summary, Work
+from upweight.curate.corpus import Listing, batches, document_files, excerpt, listing
+from upweight.curate.embed import Embedder, HashedEmbedder, SentenceEmbedder
+from upweight.curate.retrieval import KEY_WORDS, SEEDS_AT_ONCE, Database, Hit, Seed, closest
+from upweight.curate.scores import Scores
+from upweight.curate.seeds import SeedFile, SeedRule, chosen_rows
+from upweight.store.jsonl import iterate_jsonl, write_jsonl
+
+HASHED = "hashed"
+SEEDS_SHOWN = 20
+HITS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attributes:
+    seeds: rules that choose documents of the corpus, and files of texts; all of them together are the queries.
+    hits: documents that one seed hits.
+    embedder: "hashed", or the name of a sentence-transformers model.
+    dimensions: of the hashed embedder's vectors.
+    counted_documents: on how many documents, spread evenly, the rarity of words is measured.
+    keep_database: leave the database in the artifact, to be searched later.
+    """
+
+    seeds: tuple[SeedRule | SeedFile, ...] = (SeedRule(),)
+    hits: int = 50
+    embedder: str = HASHED
+    dimensions: int = 256
+    counted_documents: int = 10_000
+    keep_database: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UserError("retrieve has no seeds: give a SeedRule or a SeedFile")
+        if min(self.hits, self.dimensions, self.counted_documents) < 1:
+            raise UserError("retrieve: hits, dimensions and counted_documents are counts of 1 or more")
+
+
+def run(config: Config, work: Work) -> Summary:
+    """Search the documents of input `documents` with seeds chosen by the scores of input `tags`."""
+    files = document_files(work.inputs["documents"])
+    listed = listing(files)
+    words = HashedEmbedder(config.dimensions, work.seed)
+    words.count(_spread(files, len(listed.ids), config.counted_documents))
+    embedder: Embedder = words if config.embedder == HASHED else SentenceEmbedder(config.embedder, work.machine.device)
+    directory = work.out / "database"
+    shutil.rmtree(directory, ignore_errors=True)  # of an earlier run that was killed
+    database = Database(directory, embedder)
+    with work.monitor.track("embed", total=len(listed.ids), unit="documents") as bar:
+
+        def counted() -> Iterator[list[Document]]:
+            for batch in batches(files):
+                yield batch
+                bar.advance(len(batch))
+
+        database.add(counted())
+        database.index()
+    names, texts = _seeds(config, work, files, listed)
+    seeds = [Seed(text, tuple(words.key_words(text, KEY_WORDS))) for text in texts]
+    found: list[list[Hit]] = []
+    with work.monitor.track("search", total=len(seeds), unit="seeds") as bar:
+        for start in range(0, len(seeds), SEEDS_AT_ONCE):
+            found += database.search(seeds[start : start + SEEDS_AT_ONCE], hits=config.hits)
+            bar.advance(len(found) - start)
+    if not config.keep_database:
+        shutil.rmtree(directory)
+    similarity = closest(found)
+    _write_similarity(work.out / "similarity.parquet", listed, similarity)
+    shown = _shown(names, texts, found, files, listed)
+    write_jsonl(work.out / "hits.jsonl", shown)
+    return {
+        "documents": len(listed.ids),
+        "seeds": len(seeds),
+        "seeds_by_source": dict(Counter(name.split(" ")[0] for name in names).most_common()),
+        "documents_hit": len(similarity),
+        "mean_similarity_of_hits": round(float(np.mean(list(similarity.values()))) if similarity else 0.0, 4),
+        "hit_share_by_source": _hit_shares(listed, similarity),
+        "examples": shown[:3],
+    }
+
+
+def _spread(files: list[Path], total: int, most: int) -> Iterator[str]:
+    """Every n-th text, about `most` in all."""
+    step = -(-total // most)
+    documents = (document for batch in batches(files) for document in batch)
+    return (document.text for place, document in enumerate(documents) if place % step == 0)
+
+
+def _seeds(config: Config, work: Work, files: list[Path], listed: Listing) -> tuple[list[str], list[str]]:
+    """Names ("source id", or "file line") and texts of the seeds, without repeats, in the order of the rules."""
+    rows: list[int] = []
+    from_files: dict[str, str] = {}
+    scores: Scores | None = None
+    for chosen in config.seeds:
+        if isinstance(chosen, SeedFile):
+            from_files |= _texts_of(chosen)
+        else:
+            scores = scores or Scores.read(work.inputs["tags"] / "tags.parquet", listed.ids)
+            rows += chosen_rows(chosen, listed.ids, listed.sources, scores)
+    rows = list(dict.fromkeys(rows))
+    texts = _texts_at(files, listed, rows)
+    names = [f"{listed.sources[row]} {listed.ids[row]}" for row in rows]
+    return names + list(from_files), [texts[row] for row in rows] + list(from_files.values())
+
+
+def _texts_of(file: SeedFile) -> dict[str, str]:
+    texts = {}
+    for number, record in enumerate(iterate_jsonl(Path(file.path), dict), start=1):
+        if not isinstance(record.get("text"), str):
+            raise UserError(f'{file.path}, record {number} has no "text": a file of seeds holds one text a line')
+        texts[f"{Path(file.path).name} {number}"] = record["text"]
+    return texts
+
+
+def _texts_at(files: list[Path], listed: Listing, rows: list[int]) -> dict[int, str]:
+    wanted = {listed.ids[row]: row for row in rows}
+    return {
+        wanted[document.id]: document.text for batch in batches(files) for document in batch if document.id in wanted
+    }
+
+
+def _write_similarity(path: Path, listed: Listing, similarity: Mapping[str, float]) -> None:
+    values = np.fromiter((similarity.get(name, 0.0) for name in listed.ids), np.float32, len(listed.ids))
+    table = arrow.table({"document_id": arrow.array(listed.ids, arrow.string()), "similarity": values})
+    building = path.with_name(f".{path.name}.building")
+    parquet.write_table(table, building)
+    building.replace(path)
+
+
+def _shown(
+    names: list[str], texts: list[str], found: list[list[Hit]], files: list[Path], listed: Listing
+) -> list[dict[str, object]]:
+    """What some seeds, spread evenly, found, with excerpts; a seed that found itself leaves itself out."""
+    step = max(1, len(names) // SEEDS_SHOWN)
+    chosen = list(range(0, len(names), step))[:SEEDS_SHOWN]
+    places = {name: row for row, name in enumerate(listed.ids)}
+    hits = {
+        seed: [hit for hit in found[seed] if hit.document_id != names[seed].split(" ")[-1]][:HITS_SHOWN]
+        for seed in chosen
+    }
+    found_texts = _texts_at(files, listed, [places[hit.document_id] for seed in chosen for hit in hits[seed]])
+    return [
+        {
+            "seed": names[seed],
+            "excerpt": excerpt(texts[seed]),
+            "hits": [
+                {
+                    "document_id": hit.document_id,
+                    "source": listed.sources[places[hit.document_id]],
+                    "similarity": round(hit.cosine, 4),
+                    "excerpt": excerpt(found_texts[places[hit.document_id]]),
+                }
+                for hit in hits[seed]
+            ],
+        }
+        for seed in chosen
+    ]
+
+
+def _hit_shares(listed: Listing, similarity: Mapping[str, float]) -> dict[str, float]:
+    total = Counter(listed.sources)
+    hit = Counter(source for name, source in zip(listed.ids, listed.sources, strict=True) if name in similarity)
+    return {source: round(hit[source] / total[source], 4) for source in sorted(total)}
+
+
+def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
+    """About 2 MB a second and core to embed, index and search; the database holds text and vectors."""
+    size = inputs["documents"].disk_bytes
+    database = 2 * size + size / 1000 * config.dimensions * 4
+    disk_bytes = size / 50 + (database if config.keep_database else 0)
+    return Estimate(tokens=size / 3, disk_bytes=disk_bytes, seconds=5 + size / 2e6, memory_bytes=1e9)
