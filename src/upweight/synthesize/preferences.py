@@ -1,4 +1,4 @@
-"""Preference pairs for the reward model: a correct, complete, concise, well-formed chain over one that fails in one way.
+"""Preference pairs for the reward model: a correct, complete, concise, well-formed chain over one that fails one way.
 
 Half of the failures are wrong answers; the others are right answers told badly. Some failures are longer than what they
 lose to, some shorter, so that length alone tells nothing.
