@@ -29,11 +29,13 @@ class Loss:
         total: the summed loss, carrying the gradient.
         weight: how many units (trained tokens, pairs) the sum is over. Zero where nothing is trained.
         terms: named sums to log, divided likewise by their own weights; they carry no gradient.
+        maxima: named figures to log, of which a step reports the largest.
     """
 
     total: Float[Tensor, ""]
     weight: Float[Tensor, ""]
     terms: Mapping[str, "Loss"] = field(default_factory=dict)
+    maxima: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

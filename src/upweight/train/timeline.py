@@ -1,8 +1,8 @@
 """FG-WSD: learning rate, mixture, context and RoPE base as one function of how far training has come.
 
-Fine-Grained Warmup-Stable-Decay (arXiv 2512.06266, section 2) is a schedule and a data curriculum in one: the rate stays
-constant through the stable phases while the mixture gets better. A timeline is data: phases in order, each with what
-holds in it. Its unit is whatever the loader counts: tokens in pretraining, optimizer steps elsewhere.
+Fine-Grained Warmup-Stable-Decay (arXiv 2512.06266, section 2) is a schedule and a data curriculum in one: the rate
+stays constant through the stable phases while the mixture gets better. A timeline is data: phases in order, each with
+what holds in it. Its unit is whatever the loader counts: tokens in pretraining, optimizer steps elsewhere.
 
 No step straddles two phases. A step belongs to the phase of its first unit, it runs at the rate of its first unit, and
 loaders that count tokens end their last step of a phase exactly at the phase's end (see train/loader.py).
@@ -118,7 +118,7 @@ class Timeline:
                 raise UserError(f"two phases are called {name!r}: figures are counted by phase, so names must differ")
 
     @property
-    def end(self) -> int:
+    def tokens(self) -> int:
         """The length of the whole timeline."""
         return sum(phase.tokens for phase in self.phases)
 

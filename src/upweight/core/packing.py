@@ -1,0 +1,103 @@
+"""Several token sequences in one row: how they are placed, and the batch that comes of it.
+
+A sequence t_0 ... t_{n-1} becomes a strip of n places: place j reads t_j and predicts t_{j+1}. Its last place predicts
+nothing, unless the strip is a piece of a longer document whose next token is known.
+"""
+
+import bisect
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from upweight.core.batches import PADDING, TokenBatch
+
+IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
+FloatArray = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+class Strip(NamedTuple):
+    """One sequence ready to be laid into a row: three arrays of one length, as in TokenBatch."""
+
+    tokens: IntArray
+    targets: IntArray
+    weights: FloatArray
+
+
+def strip(tokens: Sequence[int], trained: Sequence[bool] | Sequence[float]) -> Strip:
+    """A whole sequence. `trained[i]` is the loss weight of predicting token i; that of the first token is not used."""
+    if len(tokens) != len(trained):
+        raise ValueError(f"{len(tokens)} tokens but {len(trained)} loss weights: expected one each")
+    read = np.asarray(tokens, dtype=np.int64)
+    targets, weights = np.zeros(len(read), np.int64), np.zeros(len(read), np.float32)
+    targets[:-1] = read[1:]
+    weights[:-1] = np.asarray(trained, dtype=np.float32)[1:]
+    return Strip(read, targets, weights)
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows of indices into `lengths`, each row's lengths summing to at most `capacity`.
+
+    Best fit decreasing: the longest first, each into the row that it leaves the least space in. Deterministic.
+    Raises ValueError where a length exceeds the capacity.
+    """
+    rows: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []  # (space left, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        length = lengths[index]
+        if length > capacity:
+            raise ValueError(f"a sequence of {length} tokens does not fit a row of {capacity}")
+        place = bisect.bisect_left(spaces, (length, -1))
+        if place < len(spaces):
+            space, row = spaces.pop(place)
+        else:
+            space, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        if space > length:
+            bisect.insort(spaces, (space - length, row))
+    return rows
+
+
+def lay(strips: Sequence[Strip], rows: Sequence[Sequence[int]], time: int = 0) -> TokenBatch:
+    """The batch whose row r holds the strips `rows[r]` side by side. The segment of a token is its strip's index.
+
+    Args:
+        time: places of a row; 0 takes as many as the fullest row needs.
+    """
+    width = time or max((sum(len(strips[index].tokens) for index in row) for row in rows), default=1)
+    shape = (max(1, len(rows)), max(1, width))
+    tokens, targets, positions = (np.zeros(shape, np.int64) for _ in range(3))
+    segments = np.full(shape, PADDING, np.int64)
+    weights = np.zeros(shape, np.float32)
+    for r, row in enumerate(rows):
+        start = 0
+        for index in row:
+            part = strips[index]
+            end = start + len(part.tokens)
+            if end > shape[1]:
+                raise ValueError(f"row {r} holds more than {shape[1]} tokens")
+            tokens[r, start:end], targets[r, start:end], weights[r, start:end] = part
+            positions[r, start:end] = np.arange(end - start)
+            segments[r, start:end] = index
+            start = end
+    whole = (tokens, positions, segments, targets, weights)
+    return TokenBatch(*(torch.from_numpy(array) for array in whole))
+
+
+def pack(strips: Sequence[Strip], capacity: int) -> TokenBatch:
+    """All strips in one batch, best fit; a strip longer than `capacity` makes the rows as long as it is."""
+    longest = max((len(part.tokens) for part in strips), default=1)
+    return lay(strips, best_fit([len(part.tokens) for part in strips], max(capacity, longest)))
+
+
+def sequence_sums(
+    values: Float[Tensor, "row time"], segments: Int[Tensor, "row time"], count: int
+) -> Float[Tensor, " sequence"]:
+    """`values` summed over the tokens of each of `count` sequences; what stands on padding is left out."""
+    flat = segments.reshape(-1)
+    sums = values.new_zeros(count + 1)  # the last place takes the padding
+    return sums.index_add(0, torch.where(flat == PADDING, count, flat), values.reshape(-1))[:count]

@@ -1,0 +1,176 @@
+"""AdamW, and Muon for matrices with AdamW for the rest.
+
+Muon (Jordan et al. 2024) replaces the momentum G of a matrix by the nearest orthogonal one, found by five steps of the
+Newton-Schulz iteration X <- a X + (b X X^T + c (X X^T)^2) X, and scales it by sqrt(max(1, rows / columns)).
+
+torch.optim.Muon does the same one matrix at a time and in bfloat16. A processor without bfloat16 instructions takes
+1.0 s for the 16 matrices of a 0.9M model that way and 0.03 s here, where matrices of one shape are orthogonalised
+together, in float32 on CPU and in bfloat16 on CUDA.
+
+Weight decay is decoupled and for matrices only: neither norms and biases nor embeddings decay.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from upweight.core.errors import UserError
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConfig:
+    """Attributes:
+    kind: "adamw" for every parameter, or "muon" for the matrices within the layers and AdamW for the rest.
+    rest_scale: the rate of embeddings, head, norms and biases as a multiple of the timeline's rate, which is that of
+        the matrices within the layers.
+    momentum: of Muon.
+    betas, epsilon: of AdamW.
+    weight_decay: decoupled; each step shrinks the matrices by rate x weight_decay.
+    clip_norm: gradients are scaled down to this norm over all parameters; 0 leaves them.
+    """
+
+    kind: Literal["adamw", "muon"] = "muon"
+    rest_scale: float = 1.0
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("adamw", "muon"):
+            raise UserError(f"optimizer kind is {self.kind!r}: expected 'adamw' or 'muon'")
+        if self.rest_scale < 0 or self.weight_decay < 0 or self.clip_norm < 0:
+            raise UserError("rest_scale, weight_decay and clip_norm of an optimizer must be 0 or above")
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for two-dimensional parameters."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient. A sharded matrix is gathered to be orthogonalised."""
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov
+                whole = update.full_tensor() if isinstance(update, DTensor) else update
+                by_shape.setdefault(tuple(parameter.shape), []).append((parameter, whole))
+            for (rows, columns), members in by_shape.items():
+                scale = max(1.0, rows / columns) ** 0.5
+                orthogonal = orthogonalise(torch.stack([update for _, update in members]))
+                for (parameter, _), direction in zip(members, orthogonal, strict=True):
+                    if group["weight_decay"]:
+                        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(_like(direction.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
+
+
+def _like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """A whole matrix, laid out over the processes as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    laid: Tensor = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+    return laid
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """About U V^T of each matrix U S V^T of a stack [matrix row column], by five Newton-Schulz steps."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT.contiguous()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.mT
+        x = a * x + torch.baddbmm(square, square, square, beta=b, alpha=c) @ x
+    orthogonal: Tensor = x.mT if tall else x
+    return orthogonal
+
+
+class Optimizer:
+    """The optimizers of a model behind one rate. The timeline says the rate; each group has its scale."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        self.config = config
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        inner, edge, vectors = _split(model)
+        rest: list[dict[str, Any]] = [
+            {"params": edge, "weight_decay": 0.0, "scale": config.rest_scale},
+            {"params": vectors, "weight_decay": 0.0, "scale": config.rest_scale},
+        ]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if config.kind == "muon" and inner:
+            muon = Muon(inner, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+            muon.param_groups[0]["scale"] = 1.0
+            self.optimizers.append(muon)
+        elif inner:
+            rest.insert(0, {"params": inner, "weight_decay": config.weight_decay, "scale": 1.0})
+        kept = [group for group in rest if group["params"]]
+        if kept:
+            self.optimizers.append(torch.optim.AdamW(kept, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True))
+
+    def divide(self, weight: float) -> float:
+        """Divide all gradients by `weight`, clip them, and return their norm before clipping."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        torch._foreach_div_(gradients, weight)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+        return float(norm)
+
+    def step(self, lr: float) -> None:
+        """Update at the rate `lr` and forget the gradients."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["scale"]
+            optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> list[dict[str, Any]]:
+        """All that a later run needs to go on."""
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def restore(self, state: list[Mapping[str, Any]]) -> None:
+        """Go on from what `state` returned."""
+        for optimizer, saved in zip(self.optimizers, state, strict=True):
+            optimizer.load_state_dict(dict(saved))
+
+
+def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices within the layers, embedding and head matrices, and everything that is no matrix."""
+    inner, edge, vectors = [], [], []
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim != 2 or 1 in parameter.shape:
+            vectors.append(parameter)
+        elif id(parameter) in embeddings or name.rpartition(".")[0].rpartition(".")[2] in ("head", "lm_head", "score"):
+            edge.append(parameter)
+        else:
+            inner.append(parameter)
+    return inner, edge, vectors

@@ -1,0 +1,99 @@
+"""Several processes, one step: data parallelism and FSDP2 over torch.distributed, started by torchrun.
+
+Each process takes its share of a step's rows. Sums (loss, weight, gradients) are added over all processes and divided
+once by the step's weight, so a step does not depend on how many there are. Without torchrun all of this is skipped.
+
+- replicated (the default): every process holds the whole model; gradients are summed in one flat exchange a step.
+- sharded (`shard`): FSDP2 splits parameters, gradients and optimizer state; its own averaging is turned into a sum.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+
+class World(NamedTuple):
+    """Which process this is, of how many."""
+
+    rank: int = 0
+    size: int = 1
+
+
+def world() -> World:
+    """This process's place; a world of one where no process group stands."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
+
+
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[World]:
+    """Join the process group that torchrun prepared, if it did: gloo on CPU, nccl on CUDA."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+        yield world()
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield world()
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(policy: nn.Module) -> nn.Module:
+    """Split a policy over all processes with FSDP2: each of its `layers` is gathered while it runs, the rest stays.
+
+    A gradient is the sum over processes, not FSDP's mean: the trainer divides by the step's weight.
+    """
+    layers = getattr(policy, "layers", None)
+    for layer in layers if isinstance(layers, nn.ModuleList) else ():
+        fully_shard(layer)
+    fully_shard(policy)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+    return policy
+
+
+def is_sharded(policy: nn.Module) -> bool:
+    """Whether `shard` was applied."""
+    return any(isinstance(module, FSDPModule) for module in policy.modules())
+
+
+def replicate(policy: nn.Module) -> None:
+    """Give every process the weights of the first."""
+    for tensor in policy.state_dict().values():
+        dist.broadcast(tensor, 0)
+
+
+def sum_gradients(policy: nn.Module) -> None:
+    """Add the gradients of all processes, in one exchange a data type. A missing gradient counts as zero."""
+    for parameter in policy.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
+        same = [gradient for gradient in gradients if gradient.dtype == dtype]
+        flat = _flatten_dense_tensors(same)
+        dist.all_reduce(flat)
+        for gradient, summed in zip(same, _unflatten_dense_tensors(flat, same), strict=True):
+            gradient.copy_(summed)
+
+
+def reduced(values: Tensor, operation: str) -> Tensor:
+    """`values` summed ("sum") or the largest of each ("max") over all processes."""
+    dist.all_reduce(values, dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
+    return values
+
+
+def most(value: int) -> int:
+    """The largest `value` of all processes."""
+    return int(reduced(torch.tensor(value), "max"))

@@ -1,0 +1,260 @@
+"""The only training loop. Every objective goes through it; it yields after each optimizer step.
+
+    loss of a step = sum of the totals of all microbatches and processes / sum of their weights
+
+An objective returns sums. Gradients of the sums add up over microbatches and processes, and are divided once, here, by
+the weight of the whole step. So the loss and its gradient do not depend on how a step is cut into microbatches, rows,
+padding or processes.
+
+A step whose weight is 0 (all completions truncated) changes nothing and says so. A step whose loss or gradient is not
+finite ends the run before any weight is touched.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upweight.core.batches import Loss
+from upweight.core.errors import UserError
+from upweight.core.identity import plain
+from upweight.core.protocols import Objective
+from upweight.core.work import Machine
+from upweight.train import parallel
+from upweight.train.batching import Loader
+from upweight.train.checkpoint import CheckpointConfig, Checkpoints
+from upweight.train.optimizer import Optimizer, OptimizerConfig
+from upweight.train.timeline import Setting, Timeline
+
+DOCUMENTS_NAMED = 20
+
+
+class NonFiniteLoss(UserError):
+    """The loss or its gradient became infinite or undefined."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did, over all processes.
+
+    Attributes:
+        step: counted from 1.
+        consumed: the place on the timeline after this step.
+        loss: total / weight over the whole step; nan where nothing was trained.
+        weight: what the loss was divided by. 0: nothing was trained and the weights stayed as they were (`skipped`).
+        terms: the objective's named terms, each divided by its own weight, and its maxima.
+        gradient_norm: before clipping.
+        tokens: that were read, padding not counted.
+    """
+
+    step: int
+    consumed: int
+    phase: str
+    learning_rate: float
+    loss: float
+    weight: float
+    terms: Mapping[str, float]
+    gradient_norm: float
+    tokens: int
+    seconds: float
+
+    @property
+    def skipped(self) -> bool:
+        """Whether there was nothing to train on, so that no weight was changed."""
+        return self.weight == 0
+
+
+def train(
+    policy: nn.Module,
+    *,
+    objective: Objective,
+    loader: Loader,
+    timeline: Timeline,
+    optimizer: OptimizerConfig | None = None,
+    machine: Machine | None = None,
+    checkpoint: CheckpointConfig | None = None,
+    dtype: str = "float32",
+) -> Iterator[StepReport]:
+    """Train `policy` until the timeline ends or the loader has nothing more.
+
+    With a checkpoint directory that holds a checkpoint, the run goes on from it; it is refused where the run that wrote
+    it had another model, timeline, optimizer, objective or data. A step is saved after its report was taken, so every
+    saved step has been seen by whoever reads the reports, and the steps after the last save are reported again.
+
+    Args:
+        policy: called by the objective. Its `set_rope_base`, where it has one, is called with each phase's RoPE base.
+            Wrapped by parallel.shard for FSDP2; otherwise every process of a process group holds all of it.
+        loader: makes the microbatches of each step; `loader.consumed` is the place on the timeline.
+        optimizer: OptimizerConfig() where none is given.
+        dtype: of the matrix products; weights and optimizer stay as they are. "bfloat16" uses autocast.
+
+    Raises NonFiniteLoss, naming the step, its documents and the last good checkpoint, before any weight is touched.
+    """
+    device = torch.device(machine.device if machine else "cpu")
+    place, sharded = parallel.world(), parallel.is_sharded(policy)
+    if not sharded:
+        policy.to(device)
+    config = optimizer or OptimizerConfig()
+    updater = Optimizer(policy, config)
+    step = 0
+    saved: Checkpoints | None = None
+    if checkpoint is not None:
+        saved = Checkpoints(checkpoint, _identity(policy, objective, loader, timeline, config, dtype))
+        restored = saved.restore(policy, updater)
+        if restored is not None:
+            loader.restore(restored.loader)
+            step = int(restored.counters["step"])
+    if place.size > 1 and not sharded:
+        parallel.replicate(policy)
+    while loader.consumed < timeline.tokens:
+        started = time.perf_counter()
+        setting = timeline.at(loader.consumed)
+        _enter(policy, setting)
+        batches = loader.next(setting)
+        if not batches:
+            break
+        step += 1
+        sums = _Sums()
+        for index in range(parallel.most(len(batches)) if sharded else len(batches)):
+            # sharded processes gather weights together: one that has run out takes part with a last batch that counts 0
+            batch = batches[min(index, len(batches) - 1)].to(device)
+            with _precision(device, dtype):
+                loss = objective(policy, batch)
+            spare = index >= len(batches)
+            if loss.total.requires_grad:
+                (loss.total * 0 if spare else loss.total).backward()
+            if not spare:
+                sums.add(loss, batch.token_count)
+        if place.size > 1 and not sharded:
+            parallel.sum_gradients(policy)
+        total = sums.over_processes(place)
+        norm = 0.0
+        if total.weight > 0:
+            norm = updater.divide(total.weight)
+            if not (math.isfinite(total.loss) and math.isfinite(norm)):
+                raise NonFiniteLoss(_non_finite(step, total.loss, norm, setting, loader.documents(), saved))
+            updater.step(setting.lr)
+        elif total.weight == 0:
+            updater.forget()
+        else:
+            raise NonFiniteLoss(_non_finite(step, total.loss, norm, setting, loader.documents(), saved))
+        yield StepReport(
+            step=step,
+            consumed=loader.consumed,
+            phase=setting.phase,
+            learning_rate=setting.lr,
+            loss=total.loss,
+            weight=total.weight,
+            terms=total.terms,
+            gradient_norm=norm,
+            tokens=total.tokens,
+            seconds=time.perf_counter() - started,
+        )
+        if saved is not None and (step % saved.config.every_steps == 0 or loader.consumed >= timeline.tokens):
+            saved.write(policy, updater, loader=loader.state(), counters={"step": step})
+
+
+@dataclass(frozen=True, slots=True)
+class _Total:
+    loss: float
+    weight: float
+    tokens: int
+    terms: Mapping[str, float]
+
+
+class _Sums:
+    """Totals and weights of a step, added up without waiting for the device."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.maxima: dict[str, Tensor] = {}
+        self.tokens = 0
+
+    def add(self, loss: Loss, tokens: int) -> None:
+        self.tokens += tokens
+        for name, part in {"": loss, **loss.terms}.items():
+            pair = torch.stack((part.total.detach().double(), part.weight.detach().double()))
+            self.values[name] = self.values[name] + pair if name in self.values else pair
+        for name, value in loss.maxima.items():
+            peak = value.detach().double()
+            self.maxima[name] = torch.maximum(self.maxima[name], peak) if name in self.maxima else peak
+
+    def over_processes(self, place: parallel.World) -> _Total:
+        names, peaks = sorted(self.values), sorted(self.maxima)
+        some = self.values[""]
+        sums = torch.stack([*(self.values[name] for name in names), some.new_tensor((self.tokens, 0))])
+        highest = torch.stack([self.maxima[name] for name in peaks]) if peaks else some.new_empty(0)
+        if place.size > 1:
+            sums, highest = parallel.reduced(sums, "sum"), parallel.reduced(highest, "max")
+        *pairs, (tokens, _) = sums.tolist()
+        by_name = {name: (a / b if b else math.nan, b) for name, (a, b) in zip(names, pairs, strict=True)}
+        loss, weight = by_name.pop("")
+        terms = {name: value for name, (value, _) in by_name.items()}
+        terms.update(zip(peaks, highest.tolist(), strict=True))
+        return _Total(loss, weight, int(tokens), terms)
+
+
+def _enter(policy: nn.Module, setting: Setting) -> None:
+    """Take on the phase's RoPE base and context where the model has them (ABF)."""
+    adapt: Any = getattr(policy, "set_rope_base", None)
+    if adapt is None or not setting.rope_base:
+        return
+    shape: Any = getattr(policy, "config", None)
+    if shape is None:
+        adapt(setting.rope_base)
+        return
+    longest = max(setting.context, shape.max_context)
+    if shape.rope_base != setting.rope_base or shape.max_context != longest:
+        adapt(setting.rope_base, max_context=longest)
+
+
+def _precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    if dtype == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    raise UserError(f"dtype is {dtype!r}: expected 'float32' or 'bfloat16'")
+
+
+def _identity(
+    policy: nn.Module,
+    objective: Objective,
+    loader: Loader,
+    timeline: Timeline,
+    optimizer: OptimizerConfig,
+    dtype: str,
+) -> dict[str, Any]:
+    """What must be the same for a checkpoint to belong to this run."""
+    settings = getattr(objective, "identity", None)
+    return {
+        "parameters": {name: list(parameter.shape) for name, parameter in policy.named_parameters()},
+        "objective": [type(objective).__name__, settings() if settings else _plain_fields(objective)],
+        "loader": [type(loader).__name__, plain(loader.identity())],
+        "timeline": plain(timeline),
+        "optimizer": plain(optimizer),
+        "dtype": dtype,
+    }
+
+
+def _plain_fields(objective: Objective) -> object:
+    return plain(objective) if hasattr(objective, "__dataclass_fields__") else {}
+
+
+def _non_finite(
+    step: int, loss: float, norm: float, setting: Setting, documents: Sequence[str], saved: Checkpoints | None
+) -> str:
+    good = saved.complete() if saved else []
+    back = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint before it"
+    named = ", ".join(documents[:DOCUMENTS_NAMED])
+    more = f" and {len(documents) - DOCUMENTS_NAMED} more" if len(documents) > DOCUMENTS_NAMED else ""
+    read = f" It was made of the documents {named}{more}." if named else ""
+    return (
+        f"step {step} ({setting.phase}, learning rate {setting.lr:.3g}): the loss is {loss} and its gradient norm "
+        f"{norm}. No weight was changed by it; {back}.{read} Lower the learning rate, or look at what this step was "
+        "made of"
+    )
