@@ -54,7 +54,7 @@ class Database:
 
         self._connection: Any = lancedb.connect(str(directory))
         self._embedder = embedder
-        existing = TABLE in self._connection.table_names()
+        existing = TABLE in self._connection.list_tables().tables
         self._table: Any = self._connection.open_table(TABLE) if existing else None
 
     def __len__(self) -> int:

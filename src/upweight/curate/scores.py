@@ -50,7 +50,7 @@ class Scores:
         return reached
 
     def missed(self, row: int, floors: Mapping[str, int]) -> str:
-        """The first floor that a document misses, in words: "factual_reliability below 4"; empty where it misses none."""
+        """The first floor that a document misses, "factual_reliability below 4"; empty where it misses none."""
         for name, floor in floors.items():
             if self.table[row, dimension_index(name)] < floor:
                 return f"{name} below {floor}"

@@ -146,7 +146,7 @@ def _write(
     shutil.rmtree(building, ignore_errors=True)
     (building / "documents").mkdir(parents=True)
     written: dict[str, Amounts] = {name: {} for name in [*(tier.name for tier in config.tiers), DROPPED]}
-    with ExitStack() as stack, work.monitor.track("mix", total=len(placed), unit="documents") as bar:
+    with ExitStack() as stack, work.monitor.track("mix", total=float(len(placed)), unit="documents") as bar:
         writers = {
             name: stack.enter_context(
                 parquet.ParquetWriter(building / f"{DROPPED}.parquet", DROPPED_SCHEMA)
@@ -170,7 +170,7 @@ def _write(
             for name, writer in writers.items():
                 if rows[name]:
                     writer.write_table(arrow.Table.from_pylist(rows[name], schema=writer.schema))
-            bar.advance(len(batch))
+            bar.advance(float(len(batch)))
     shutil.rmtree(work.out / "documents", ignore_errors=True)
     (building / f"{DROPPED}.parquet").replace(work.out / f"{DROPPED}.parquet")
     (building / "documents").replace(work.out / "documents")

@@ -63,22 +63,22 @@ def run(config: Config, work: Work) -> Summary:
     directory = work.out / "database"
     shutil.rmtree(directory, ignore_errors=True)  # of an earlier run that was killed
     database = Database(directory, embedder)
-    with work.monitor.track("embed", total=len(listed.ids), unit="documents") as bar:
+    with work.monitor.track("embed", total=float(len(listed.ids)), unit="documents") as bar:
 
         def counted() -> Iterator[list[Document]]:
             for batch in batches(files):
                 yield batch
-                bar.advance(len(batch))
+                bar.advance(float(len(batch)))
 
         database.add(counted())
         database.index()
     names, texts = _seeds(config, work, files, listed)
     seeds = [Seed(text, tuple(words.key_words(text, KEY_WORDS))) for text in texts]
     found: list[list[Hit]] = []
-    with work.monitor.track("search", total=len(seeds), unit="seeds") as bar:
+    with work.monitor.track("search", total=float(len(seeds)), unit="seeds") as bar:
         for start in range(0, len(seeds), SEEDS_AT_ONCE):
             found += database.search(seeds[start : start + SEEDS_AT_ONCE], hits=config.hits)
-            bar.advance(len(found) - start)
+            bar.advance(float(len(found) - start))
     if not config.keep_database:
         shutil.rmtree(directory)
     similarity = closest(found)
