@@ -12,6 +12,7 @@ from statistics import fmean
 from upweight.core.errors import UserError
 from upweight.core.protocols import Verifier
 from upweight.core.records import Completion, Pair, Problem, Verdict
+from upweight.verify.compose import FormatVerifier
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class PairRules:
         pairs_per_problem: at most so many, no completion twice.
         longest_ratio: the longer of the two may have at most so many times the tokens of the shorter.
         truncated_negatives: whether a negative may have been cut off at the length limit.
+        thought: whether a positive has to open with one thought, closed (else it may hold none).
     """
 
     margin: float = 0.5
@@ -31,6 +33,7 @@ class PairRules:
     pairs_per_problem: int = 1
     longest_ratio: float = 2.0
     truncated_negatives: bool = False
+    thought: bool = True
 
     def __post_init__(self) -> None:
         if self.margin <= 0 or self.pairs_per_problem < 1 or self.longest_ratio < 1:
@@ -69,6 +72,11 @@ def pairs_of(found: Candidates, rules: PairRules) -> list[Pair] | str:
     ]
     if not positives:
         return "the teacher is never right"
+    form = FormatVerifier(thought=rules.thought, answer=False)
+    formed = form.score(found.problem, [completion for completion, _ in positives])
+    positives = [positive for positive, verdict in zip(positives, formed, strict=True) if verdict.score >= 1]
+    if not positives:
+        return "the teacher is right, but never in form"
     negatives = [
         (completion, verdict.score)
         for completion, verdict in zip(found.student, found.student_verdicts, strict=True)

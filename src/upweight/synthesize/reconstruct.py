@@ -1,9 +1,9 @@
-"""Chain reconstruction: heavy editing breaks the reasoning, so a new chain is written that leads to the refined solution.
+"""Chain reconstruction: heavy editing breaks the reasoning, so a new chain is written that leads to the solution.
 
     problem + solution -> summary -> chain          training target: chain as the thought, then the solution
 
 Source: Nanbeige4-3B (arXiv 2512.06266). Writers of summaries and chains are Samplers. A chain is kept only if its own
-answer is the solution's, it does not repeat the instructions that its writer was given, and its length is within bounds.
+answer is the solution's, it does not repeat the instructions given to its writer, and its length is within bounds.
 
 Users without a strong model train one: `completion_examples` turns traces that are right already into conversations
 that teach to write the chain from problem and solution.

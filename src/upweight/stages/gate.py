@@ -1,0 +1,98 @@
+"""gate: keep the problems that the checkpoint solves sometimes, by avg@count strictly inside (low, high)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from upweight.core.errors import UserError
+from upweight.core.identity import seed_for
+from upweight.core.protocols import Limits
+from upweight.core.records import Problem
+from upweight.core.work import Estimate, Summary, Work
+from upweight.store.jsonl import write_jsonl
+from upweight.synthesize.blocks import clear, in_blocks, read_problems
+from upweight.synthesize.difficulty import Gate, Measured, histogram, measure
+from upweight.synthesize.roles import Checkpoint, cast
+from upweight.verify.reward import RewardConfig, open_verifier
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attributes:
+    problems: files of the input "problems", and how many of each to measure at most; 0 takes all.
+    reward: which verifier judges. Win rates average 1/2 in every group, so preference problems are gated by answers.
+    gate: samples and bounds.
+    limits: how to sample; the seed is derived from the step's own.
+    enough: stop after the block in which so many are kept; 0 measures all.
+    block: problems measured together, and lost at most in a kill.
+    """
+
+    problems: Mapping[str, int] = field(default_factory=lambda: {"stem.jsonl": 0})
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    gate: Gate = field(default_factory=Gate)
+    limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=96))
+    enough: int = 0
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        if self.reward.kind == "preference" and self.reward.custom is None:
+            raise UserError(
+                "the gate cannot use the preference reward: win rates within a group always average 1/2, so every "
+                "problem would be kept. Gate these problems by their answers, RewardConfig(kind='answer')"
+            )
+        if self.block < 1:
+            raise UserError(f"block is {self.block}: at least one problem is measured at a time")
+
+
+def run(config: Config, work: Work) -> Summary:
+    """Write `problems.jsonl` (kept), `dropped.jsonl` (with the reason) and `measured.jsonl` (all)."""
+    problems = read_problems(work.inputs["problems"], dict(config.problems))
+    sampler = cast(Checkpoint("model"), work.inputs, work.machine)
+    limits = replace(config.limits, seed=seed_for(work.seed, "gate"))
+    measured: list[Measured] = []
+    with open_verifier(config.reward, work.inputs, work.machine) as verifier:
+
+        def work_off(block: Sequence[Problem]) -> Sequence[Measured]:
+            return measure(block, sampler, verifier, config.gate, limits)
+
+        blocks = in_blocks(
+            work.out / "blocks", problems, config.block, Measured, work_off, work.monitor, "measure difficulty"
+        )
+        for block in blocks:
+            measured += block
+            if config.enough and sum(one.dropped is None for one in measured) >= config.enough:
+                break
+    kept = [one.problem for one in measured if one.dropped is None]
+    write_jsonl(work.out / "problems.jsonl", kept)
+    write_jsonl(work.out / "dropped.jsonl", [one for one in measured if one.dropped is not None])
+    write_jsonl(work.out / "measured.jsonl", measured)
+    clear(work.out / "blocks")
+    return {
+        **histogram(measured, config.gate),
+        "not_measured": len(problems) - len(measured),
+        "examples": {
+            reason: [_example(one) for one in measured if (one.dropped or "kept") == reason][:EXAMPLES]
+            for reason in ("kept", "too easy", "too hard")
+        },
+    }
+
+
+def _example(one: Measured) -> dict[str, Any]:
+    return {"question": one.problem.messages[-1].content, "answer": one.problem.answer, "rate": one.rate}
+
+
+def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
+    """Each sample reads the prompt's cache and writes about half of the tokens allowed; two operations a parameter."""
+    model = inputs["model"]
+    listed = sum(most or 1000 for most in config.problems.values())
+    count = min(listed, 2 * config.enough) if config.enough else listed
+    tokens = count * config.gate.count * config.limits.max_new_tokens / 2
+    return Estimate(
+        tokens=tokens,
+        flops=2 * model.parameters * tokens,
+        memory_bytes=4 * model.parameters + 8e8,
+        disk_bytes=1500 * count,
+        seconds=0.005 * count * config.gate.count if config.reward.kind == "code" else 0.0,
+    )

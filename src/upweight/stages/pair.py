@@ -1,0 +1,115 @@
+"""pair: sample teacher and student on the same problems, judge both, and keep the pairs that are clearly apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from upweight.core.errors import Refusal, UserError
+from upweight.core.identity import seed_for
+from upweight.core.protocols import Limits
+from upweight.core.records import Pair, Problem
+from upweight.core.work import Estimate, Summary, Work
+from upweight.store.jsonl import write_jsonl
+from upweight.synthesize.blocks import clear, in_blocks, read_problems
+from upweight.synthesize.checking import open_checks
+from upweight.synthesize.pairs import Candidates, PairRules, judge, pairs_of, statistics
+from upweight.synthesize.roles import Checkpoint, cast
+from upweight.text.tokenizer import Tokenizer
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attributes:
+    problems: files of the input "problems", and how many of each at most; 0 takes all.
+    teacher_samples, student_samples: completions of each problem.
+    teacher_limits, student_limits: how to sample; the seeds are derived from the step's own.
+    rules: when a pair is clear.
+    block: problems worked off together, and lost at most in a kill.
+    """
+
+    problems: Mapping[str, int] = field(default_factory=lambda: {"stem.jsonl": 0})
+    teacher_samples: int = 4
+    student_samples: int = 4
+    teacher_limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=96))
+    student_limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=96))
+    rules: PairRules = field(default_factory=PairRules)
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        if self.teacher_samples < 1 or self.student_samples < 1 or self.block < 1:
+            raise UserError("pairs need at least one sample of the teacher, one of the student, and a block of one")
+
+
+def run(config: Config, work: Work) -> Summary:
+    """Write `pairs.jsonl` and `dropped.jsonl` from the inputs "teacher", "student" and "problems"."""
+    _same_tokenizer(work)
+    problems = read_problems(work.inputs["problems"], dict(config.problems))
+    teacher = cast(Checkpoint("teacher"), work.inputs, work.machine)
+    student = cast(Checkpoint("student"), work.inputs, work.machine)
+    teacher_limits = replace(config.teacher_limits, seed=seed_for(work.seed, "teacher"))
+    student_limits = replace(config.student_limits, seed=seed_for(work.seed, "student"))
+    pairs: list[Pair] = []
+    dropped: list[dict[str, str]] = []
+    judged: list[Candidates] = []
+    with open_checks(problems, work.machine) as verifier:
+
+        def work_off(block: Sequence[Problem]) -> Sequence[Candidates]:
+            asked = [problem.messages for problem in block]
+            positives = teacher.sample(asked, count=config.teacher_samples, limits=teacher_limits)
+            negatives = student.sample(asked, count=config.student_samples, limits=student_limits)
+            return [judge(*found, verifier) for found in zip(block, positives, negatives, strict=True)]
+
+        for block in in_blocks(
+            work.out / "blocks", problems, config.block, Candidates, work_off, work.monitor, "sample pairs"
+        ):
+            for found in block:
+                result = pairs_of(found, config.rules)
+                if isinstance(result, str):
+                    dropped.append({"problem": found.problem.id, "source": found.problem.source, "reason": result})
+                else:
+                    pairs += result
+            judged += block
+    write_jsonl(work.out / "pairs.jsonl", pairs)
+    write_jsonl(work.out / "dropped.jsonl", dropped)
+    clear(work.out / "blocks")
+    figures = statistics(judged, pairs, [row["reason"] for row in dropped])
+    if not pairs:
+        raise UserError(
+            f"no problem of {len(problems)} gave a clear pair ({figures['dropped']}): use a better teacher, harder problems, more samples, or looser rules"
+        )
+    return {**figures, "examples": [_example(pair) for pair in pairs[:EXAMPLES]]}
+
+
+def _same_tokenizer(work: Work) -> None:
+    names = ("teacher", "student")
+    teacher, student = (Tokenizer.load(work.inputs[name] / "model") for name in names)
+    if teacher.fingerprint != student.fingerprint:
+        raise Refusal(
+            "teacher and student have different tokenizers, so the teacher's tokens mean other text to the student: "
+            "use a teacher with the student's tokenizer"
+        )
+
+
+def _example(pair: Pair) -> dict[str, Any]:
+    return {
+        "question": pair.problem.messages[-1].content,
+        "answer": pair.problem.answer,
+        "chosen": pair.chosen.text,
+        "rejected": pair.rejected.text,
+    }
+
+
+def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
+    """Each sample writes about half of the tokens allowed; two operations a parameter and token."""
+    teacher, student = inputs["teacher"].parameters, inputs["student"].parameters
+    count = sum(most or 1000 for most in config.problems.values())
+    by_teacher = count * config.teacher_samples * config.teacher_limits.max_new_tokens / 2
+    by_student = count * config.student_samples * config.student_limits.max_new_tokens / 2
+    return Estimate(
+        tokens=by_teacher + by_student,
+        flops=2 * (teacher * by_teacher + student * by_student),
+        memory_bytes=4 * (teacher + student) + 8e8,
+        disk_bytes=2500 * count,
+    )

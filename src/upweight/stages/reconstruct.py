@@ -1,0 +1,110 @@
+"""reconstruct: a chain of thought for every refined solution, checked, as conversations to imitate."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
+
+from upweight.core.errors import UserError
+from upweight.core.identity import seed_for
+from upweight.core.work import Estimate, Summary, Work
+from upweight.store.jsonl import read_jsonl, write_jsonl
+from upweight.synthesize.blocks import clear, in_blocks
+from upweight.synthesize.expert import RuleBasedExpert
+from upweight.synthesize.reconstruct import Bounds, Prompts, Reconstructed, completion_examples, reconstruct
+from upweight.synthesize.roles import Checkpoint, Part, cast
+from upweight.synthesize.structured import Asking, Cost
+from upweight.synthesize.trail import Refined
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attributes:
+    summariser, completer: who writes the summaries and the chains; a Sampler, or a Checkpoint.
+    asking: how they are asked; the seed is derived from the step's own.
+    bounds: what a chain has to keep to.
+    prompts: what they are asked with.
+    source: what the conversations are counted by is "<source of the problem>-<this>".
+    block: solutions worked off together, and lost at most in a kill.
+    """
+
+    summariser: Part = RuleBasedExpert()  # noqa: RUF009 - frozen
+    completer: Part = RuleBasedExpert()  # noqa: RUF009 - frozen
+    asking: Asking = field(default_factory=Asking)
+    bounds: Bounds = field(default_factory=Bounds)
+    prompts: Prompts = field(default_factory=Prompts)
+    source: str = "reconstructed"
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise UserError(f"block is {self.block}: at least one solution is worked off at a time")
+
+
+def run(config: Config, work: Work) -> Summary:
+    """Write `conversations.jsonl`, `dropped.jsonl`, and `completer.jsonl`, which trains a writer of chains."""
+    refined = read_jsonl(work.inputs["refined"] / "refined.jsonl", Refined)
+    if not refined:
+        raise UserError(f"{work.inputs['refined']} holds no refined solution: see its dropped.jsonl for the reasons")
+    summariser = cast(config.summariser, work.inputs, work.machine)
+    completer = cast(config.completer, work.inputs, work.machine)
+    asking = replace(config.asking, limits=replace(config.asking.limits, seed=seed_for(work.seed, "asking")))
+
+    def work_off(block: Sequence[Refined]) -> Sequence[Reconstructed]:
+        return reconstruct(block, summariser, completer, asking=asking, bounds=config.bounds, prompts=config.prompts)
+
+    made: list[Reconstructed] = []
+    for block in in_blocks(
+        work.out / "blocks", refined, config.block, Reconstructed, work_off, work.monitor, "reconstruct"
+    ):
+        made += block
+    right = [one for one in made if not one.fault]
+    conversations = [one.conversation(f"{one.problem.source or 'problem'}-{config.source}") for one in right]
+    write_jsonl(work.out / "conversations.jsonl", conversations)
+    write_jsonl(work.out / "dropped.jsonl", [one for one in made if one.fault])
+    examples = write_jsonl(work.out / "completer.jsonl", completion_examples(conversations))
+    clear(work.out / "blocks")
+    if not conversations:
+        raise UserError(
+            f"none of {len(made)} chains may be imitated ({dict(Counter(one.fault for one in made))}): "
+            "give the part of the completer to a better model, or loosen the bounds"
+        )
+    return {
+        "refined": len(made),
+        "conversations": len(conversations),
+        "dropped": dict(Counter(one.fault for one in made if one.fault)),
+        "by_source": dict(Counter(talk.source for talk in conversations)),
+        "authors": dict(Counter(one.author for one in right)),
+        "chain_characters": round(fmean(len(one.chain) for one in right), 1),
+        "completer_examples": examples,
+        "cost": asdict(sum((one.cost for one in made), Cost())),
+        "examples": [
+            {
+                "question": one.problem.messages[-1].content,
+                "summary": one.summary,
+                "chain": one.chain,
+                "solution": one.solution,
+            }
+            for one in right[:EXAMPLES]
+        ],
+        "dropped_examples": [
+            {"fault": one.fault, "detail": one.detail, "chain": one.chain[:400]} for one in made if one.fault
+        ][:EXAMPLES],
+    }
+
+
+def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
+    """Nothing but reading and writing where experts write; else a summary and a chain for each solution."""
+    count = inputs["refined"].disk_bytes / 6000
+    parts = [part for part in (config.summariser, config.completer) if isinstance(part, Checkpoint)]
+    each = count * config.asking.limits.max_new_tokens / 4
+    sizes = [inputs[part.input].parameters for part in parts if part.input in inputs]
+    return Estimate(
+        tokens=each * len(sizes),
+        flops=sum(2 * size * each for size in sizes),
+        memory_bytes=3e8 + sum(4 * size for size in sizes),
+        disk_bytes=2000 * count,
+        seconds=0.001 * count,
+    )

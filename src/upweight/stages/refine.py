@@ -1,0 +1,160 @@
+"""refine: drafts by the current model, a checklist for each instruction, critique and revision until it is good.
+
+The audit trail of every problem is kept (`trail.jsonl`), with what it cost. What goes on is `refined.jsonl`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+from upweight.core.errors import UserError
+from upweight.core.identity import seed_for
+from upweight.core.records import HIGHEST_SCORE, Problem
+from upweight.core.work import Estimate, Summary, Work
+from upweight.store.jsonl import write_jsonl
+from upweight.synthesize.blocks import clear, in_blocks, read_problems
+from upweight.synthesize.checking import open_checks
+from upweight.synthesize.expert import RuleBasedExpert
+from upweight.synthesize.refine import Cast, Loop, accepted, refine
+from upweight.synthesize.roles import Checkpoint, Part, cast
+from upweight.synthesize.structured import Cost
+from upweight.synthesize.trail import Refined, Trail
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attributes:
+    problems: files of the input "problems", and how many of each at most; 0 takes all.
+    drafters: who writes drafts; Checkpoint names an input of the step.
+    checklist, evaluators, reviser: who plays these parts; a Sampler, or a Checkpoint.
+    loop: rounds, stop rule, prompts and how to ask; seeds are derived from the step's own.
+    block: problems worked off together, and lost at most in a kill.
+    """
+
+    problems: Mapping[str, int] = field(default_factory=lambda: {"stem.jsonl": 0})
+    drafters: tuple[Part, ...] = (Checkpoint("model"),)
+    checklist: Part = RuleBasedExpert()  # noqa: RUF009 - frozen
+    evaluators: tuple[Part, ...] = (RuleBasedExpert(),)
+    reviser: Part = RuleBasedExpert()  # noqa: RUF009 - frozen
+    loop: Loop = field(default_factory=Loop)
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise UserError(f"block is {self.block}: at least one problem is worked off at a time")
+
+
+def run(config: Config, work: Work) -> Summary:
+    """Write `trail.jsonl`, `refined.jsonl` and `dropped.jsonl`."""
+    problems = read_problems(work.inputs["problems"], dict(config.problems))
+    parts = Cast(
+        drafters=[cast(part, work.inputs, work.machine) for part in config.drafters],
+        checklist=cast(config.checklist, work.inputs, work.machine),
+        evaluators=[cast(part, work.inputs, work.machine) for part in config.evaluators],
+        reviser=cast(config.reviser, work.inputs, work.machine),
+    )
+    loop = _seeded(config.loop, work.seed)
+    trails: list[Trail] = []
+    with open_checks(problems, work.machine) as verifier:
+
+        def work_off(block: Sequence[Problem]) -> Sequence[Trail]:
+            return refine(block, parts, verifier, loop)
+
+        for block in in_blocks(work.out / "blocks", problems, config.block, Trail, work_off, work.monitor, "refine"):
+            trails += block
+    results = [accepted(trail, loop) for trail in trails]
+    refined = [result for result in results if isinstance(result, Refined)]
+    dropped = [
+        {"problem": trail.problem.id, "source": trail.problem.source, "reason": result}
+        for trail, result in zip(trails, results, strict=True)
+        if isinstance(result, str)
+    ]
+    write_jsonl(work.out / "trail.jsonl", trails)
+    write_jsonl(work.out / "refined.jsonl", refined)
+    write_jsonl(work.out / "dropped.jsonl", dropped)
+    clear(work.out / "blocks")
+    return summary(trails, refined, [row["reason"] for row in dropped])
+
+
+def _seeded(loop: Loop, seed: int) -> Loop:
+    drafts = replace(loop.draft_limits, seed=seed_for(seed, "drafts"))
+    asking = replace(loop.asking, limits=replace(loop.asking.limits, seed=seed_for(seed, "asking")))
+    return replace(loop, draft_limits=drafts, asking=asking)
+
+
+def summary(trails: Sequence[Trail], refined: Sequence[Refined], dropped: Sequence[str]) -> Summary:
+    """Drafts right before, solutions right after, why the loop stopped, what critics are worth, and what it cost."""
+    drafts = [one for trail in trails for one in trail.candidates if one.origin == "draft"]
+    checked = [one.verified for one in drafts if one.verified is not None]
+    best = [trail.best.verified for trail in trails if trail.best is not None and trail.best.verified is not None]
+    return {
+        "problems": len(trails),
+        "refined": len(refined),
+        "dropped": dict(Counter(dropped)),
+        "drafts_right_share": round(fmean(checked), 4) if checked else None,
+        "solutions_right_share": round(fmean(best), 4) if best else None,
+        "revised": sum(trail.rounds > 0 for trail in trails),
+        "rounds": dict(sorted(Counter(str(trail.rounds) for trail in trails).items())),
+        "stopped": dict(Counter(trail.stopped for trail in trails)),
+        "evaluators_agree_with_verifier": _agreement(trails),
+        "authors": dict(Counter(one.author for one in refined)),
+        "evaluators": sorted({c.evaluator for trail in trails for one in trail.candidates for c in one.critiques}),
+        "cost": asdict(sum((trail.cost for trail in trails), Cost())),
+        "examples": [_example(trail) for trail in trails if trail.rounds][:EXAMPLES],
+    }
+
+
+def _agreement(trails: Sequence[Trail]) -> dict[str, float]:
+    """By evaluator: how often its score lies on the side of the middle that the verifier is on."""
+    agreed: dict[str, list[bool]] = {}
+    for trail in trails:
+        for candidate in trail.candidates:
+            for score in candidate.scores:
+                if score.verified is None or len(score.judged) != len(candidate.critiques):
+                    continue
+                for critique, judged in zip(candidate.critiques, score.judged, strict=True):
+                    if judged is not None:
+                        side = (judged > HIGHEST_SCORE / 2) == (score.verified > 0.5)
+                        agreed.setdefault(critique.evaluator, []).append(side)
+    return {name: round(fmean(sides), 4) for name, sides in sorted(agreed.items())}
+
+
+def _example(trail: Trail) -> dict[str, Any]:
+    return {
+        "question": trail.problem.messages[-1].content,
+        "checklist": [f"{one.name} ({one.weight:g}, {one.check}): {one.requirement}" for one in trail.criteria],
+        "candidates": [
+            {
+                "origin": f"{one.origin} {one.round}" if one.round else one.origin,
+                "author": one.author,
+                "score": round(one.score, 2),
+                "verified": one.verified,
+                "text": one.text,
+                "critiques": [critique.text for critique in one.critiques],
+            }
+            for one in trail.candidates
+        ],
+        "stopped": trail.stopped,
+    }
+
+
+def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
+    """Drafts by the checkpoints; the other parts only where checkpoints play them, each about one answer a round."""
+    count = sum(most or 1000 for most in config.problems.values())
+    drafted = count * config.loop.drafts * config.loop.draft_limits.max_new_tokens / 2
+    asked = count * (1 + config.loop.rounds) * config.loop.asking.limits.max_new_tokens / 4
+    flops, tokens, memory = 0.0, 0.0, 5e8
+    for parts, each in (
+        (config.drafters, drafted),
+        ((config.checklist, *config.evaluators, config.reviser), asked),
+    ):
+        for part in parts:
+            if isinstance(part, Checkpoint) and part.input in inputs:
+                flops += 2 * inputs[part.input].parameters * each
+                memory += 4 * inputs[part.input].parameters
+                tokens += each
+    return Estimate(tokens=tokens, flops=flops, memory_bytes=memory, disk_bytes=6000 * count, seconds=0.002 * count)
