@@ -77,7 +77,8 @@ def run(config: Config, work: Work) -> Summary:
     figures = statistics(judged, pairs, [row["reason"] for row in dropped])
     if not pairs:
         raise UserError(
-            f"no problem of {len(problems)} gave a clear pair ({figures['dropped']}): use a better teacher, harder problems, more samples, or looser rules"
+            f"no problem of {len(problems)} gave a clear pair ({figures['dropped']}): "
+            "use a better teacher, harder problems, more samples, or looser rules"
         )
     return {**figures, "examples": [_example(pair) for pair in pairs[:EXAMPLES]]}
 

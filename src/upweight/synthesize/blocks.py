@@ -1,4 +1,4 @@
-"""Work in blocks that survive a kill: the records of each are a file, whole or absent, and whole ones are not redone."""
+"""Work in blocks that survive a kill: each one's records are a file, whole or absent, and a whole one is not redone."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
