@@ -23,18 +23,21 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
         if x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
-            wide = functional.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.epsilon)
+            wide: Tensor = functional.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.epsilon)
             return wide.to(x.dtype)
         if not torch.is_grad_enabled():
-            unit: Tensor = x * _inverse_size(x, self.epsilon)
-            return unit.mul_(self.weight)
+            return _normed(x, _inverse_size(x, self.epsilon), self.weight)
         normed: Tensor = _RmsNorm.apply(x, self.weight, self.epsilon)
         return normed
 
 
 def _inverse_size(x: Tensor, epsilon: float) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().mul_(1 / x.shape[-1]).add_(epsilon).rsqrt_()
+
+
+def _normed(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    return (x * inverse).mul_(weight)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -42,7 +45,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         inverse = _inverse_size(x, epsilon)
         ctx.save_for_backward(x, inverse, weight)
-        return (x * inverse).mul_(weight)
+        return _normed(x, inverse, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -67,20 +70,25 @@ def swiglu(gate_up: Float[Tensor, "*n both"]) -> Float[Tensor, "*n half"]:
 
 
 class _SwiGlu(torch.autograd.Function):
+    """Keeps sigmoid(gate): its exponential is the dear part, and both directions can share it."""
+
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate).mul_(up)
+        sigmoid = gate.sigmoid()
+        ctx.save_for_backward(gate_up, sigmoid)
+        return (gate * sigmoid).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """d up = dy silu(gate); d gate = dy up silu'(gate), both written into one tensor."""
-        (gate_up,) = ctx.saved_tensors
+        """With s = silu(gate): d up = dy s; d gate = dy up silu'(gate), silu' = s + sigmoid (1 - s)."""
+        gate_up, sigmoid = ctx.saved_tensors
         (gradient,) = gradients
         gate, up = gate_up.chunk(2, dim=-1)
         both = torch.empty_like(gate_up)
         gate_gradient, up_gradient = both.chunk(2, dim=-1)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=gate_gradient)
-        torch.mul(gradient, functional.silu(gate), out=up_gradient)
+        silu = gate * sigmoid
+        torch.mul(gradient, silu, out=up_gradient)
+        slope = torch.lerp(silu, torch.ones((), dtype=silu.dtype), sigmoid)
+        torch.mul(slope.mul_(up), gradient, out=gate_gradient)
         return both

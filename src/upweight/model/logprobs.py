@@ -190,6 +190,5 @@ def _logits(hidden: Tensor, matrix: Tensor, targets: Tensor, settings: _Settings
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and log-normaliser with one exponential a logit."""
     probabilities = torch.softmax(logits, dim=-1)
-    top, where = logits.max(dim=-1, keepdim=True)
     # the likeliest token has probability exp(max - log_normaliser), so the softmax already holds the normaliser
-    return probabilities, (top - probabilities.gather(1, where).log())[:, 0]
+    return probabilities, logits.amax(dim=-1) - probabilities.amax(dim=-1).log()

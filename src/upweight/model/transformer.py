@@ -17,12 +17,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from upweight.model.attention import Scope, attend, attend_cached, causal_scope
+from upweight.model.attention import Scope, attend, attend_cached, make_scope
 from upweight.model.cache import Cache, Window
 from upweight.model.config import ModelConfig
 from upweight.model.layers import RmsNorm, swiglu
@@ -55,16 +55,16 @@ class Block(nn.Module):
     def extend(
         self,
         x: Float[Tensor, "row time width"],
-        scope: Scope,
+        rotations: Complex[Tensor, "row time 1 1 pair"],
+        bias: Float[Tensor, "row time slot"],
         cache: Cache,
         window: Window,
     ) -> Float[Tensor, "row time width"]:
         """The same over new tokens of cached rows."""
-        assert scope.bias is not None
         qkv = self._project(x)
-        turned = rotate(qkv[:, :, :, :-1], scope.rotations)
+        turned = rotate(qkv[:, :, :, :-1], rotations)
         key, value = cache.append(self.index, turned[:, :, -1], qkv[:, :, :, -1].transpose(1, 2), window)
-        x = x + self.out(attend_cached(turned[:, :, :-1], key.to(x.dtype), value.to(x.dtype), scope.bias))
+        x = x + self.out(attend_cached(turned[:, :, :-1], key.to(x.dtype), value.to(x.dtype), bias))
         return self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -135,11 +135,13 @@ class Transformer(nn.Module):
             if positions is not None or segments is not None:
                 raise ValueError("a cache keeps the positions of its rows: give neither positions nor segments")
             return self._extend(tokens, cache, rows, counts)
-        time = tokens.shape[1]
+        row, time = tokens.shape
+        starts = None if segments is None else _starts(segments)
         if positions is None:
-            positions = _positions(tokens, segments)
+            places = torch.arange(time, device=tokens.device).expand(row, time)
+            positions = places if starts is None else places - starts
         x = self.embedding(tokens)
-        scope = causal_scope(self._rope.rotations(positions, time), segments, x.dtype)
+        scope = make_scope(self._rope.rotations(positions, time), segments, starts, self.config.heads)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, scope, use_reentrant=False)
@@ -153,10 +155,10 @@ class Transformer(nn.Module):
             x = self.embedding(tokens)
             bias = torch.zeros(window.visible.shape, dtype=x.dtype, device=x.device)
             bias.masked_fill_(~window.visible, float("-inf"))
-            scope = Scope(self._rope.rotations(window.positions, cache.capacity + tokens.shape[1]), bias)
+            rotations = self._rope.rotations(window.positions, cache.capacity + tokens.shape[1])
             for layer in self.layers:
                 assert isinstance(layer, Block)
-                x = layer.extend(x, scope, cache, window)
+                x = layer.extend(x, rotations, bias, cache, window)
             window.commit()
             return self._normed(x)
 
@@ -169,14 +171,12 @@ class Transformer(nn.Module):
         return functional.linear(hidden, self.unembedding)
 
 
-def _positions(tokens: Tensor, segments: Tensor | None) -> Tensor:
-    """Places counted from the start of each run of equal segments."""
-    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    if segments is None:
-        return places
+def _starts(segments: Tensor) -> Tensor:
+    """Where the run of equal segments that each token belongs to begins."""
+    places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return places - torch.where(begins, places, 0).cummax(dim=1).values
+    return torch.where(begins, places, 0).cummax(dim=1).values
 
 
 def make_model(config: ModelConfig, seed: int) -> Transformer:
