@@ -1,0 +1,213 @@
+"""GRPO without a KL term: clipped policy gradient with advantages relative to the group.
+
+    A_i = r_i - mean(r)        over the completions of one problem   (divided by their standard deviation if asked for)
+    rho_t = p(y_t) / p_sampled(y_t)
+    L = sum_t -min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A),     weight = tokens
+
+Sums go over the completion tokens of all completions that ended by themselves. A truncated completion is in neither the
+total nor the weight nor any figure; only its reward enters its group's mean, unless that too is turned off.
+
+Shao et al., arXiv 2402.03300 (groups); Yu et al., arXiv 2503.14476 (token-level sum, two clip bounds); Liu et al.,
+arXiv 2503.20783 (no division by the spread, nor by the length, both of which bias); arXiv 2512.06266, section 5 (no KL,
+truncated completions masked).
+
+log p is taken under the distribution that was sampled from: temperature and truncation of the vocabulary included. On
+the first update after sampling, policy and sampler are the same weights, so the largest difference of their
+log-probabilities measures the two implementations against each other; above `mismatch_bound` the step is refused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from upweight.core.batches import Loss, TokenBatch
+from upweight.core.errors import Refusal, UserError
+from upweight.core.packing import Strip, best_fit, lay, strip
+from upweight.core.protocols import Objective
+from upweight.core.records import Completion
+from upweight.model.logprobs import token_logprobs
+
+Sampled = tuple[Sequence[int], Completion, float | Tensor]
+"""A prompt's tokens, a completion of it, and its advantage."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """Completions with their prompts, packed.
+
+    Attributes:
+        sequences: loss weights mark the completion tokens.
+        advantages: of each sequence.
+        logprobs: of each target as it was sampled, in nats; 0 where the target was not sampled.
+        truncated: sequences that the length limit cut off.
+        fresh: whether the policy has not been updated since it sampled these.
+    """
+
+    sequences: TokenBatch
+    advantages: Float[Tensor, " sequence"]
+    logprobs: Float[Tensor, "row time"]
+    truncated: Bool[Tensor, " sequence"]
+    fresh: bool = True
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that are no padding."""
+        return self.sequences.token_count
+
+    def to(self, device: torch.device | str) -> "RolloutBatch":
+        """The same batch on another device."""
+        return RolloutBatch(
+            self.sequences.to(device),
+            self.advantages.to(device),
+            self.logprobs.to(device),
+            self.truncated.to(device),
+            self.fresh,
+        )
+
+
+def group_advantages(
+    rewards: Sequence[float] | Float[Tensor, " group"],
+    *,
+    truncated: Sequence[bool] | Bool[Tensor, " group"] | None = None,
+    truncated_in_baseline: bool = True,
+    divide_by_spread: bool = False,
+) -> Float[Tensor, " group"]:
+    """The advantage of each completion of one problem: its reward less the group's mean.
+
+    Args:
+        truncated: completions that were cut off; they get an advantage of 0, since they are not trained on.
+        truncated_in_baseline: whether their rewards enter the mean. True: a problem on which most completions never
+            ended is a hard one, and the few that ended well deserve credit for that.
+        divide_by_spread: divide by the standard deviation of the rewards in the baseline (of the population). Off: it
+            weighs problems up on which nearly all completions agree.
+
+    Raises UserError where a reward is not finite.
+    """
+    values = rewards.float() if isinstance(rewards, Tensor) else torch.tensor(rewards, dtype=torch.float32)
+    if not bool(values.isfinite().all()):
+        raise UserError(f"the rewards {values.tolist()} of a group are not all finite: look at the verifier")
+    cut = torch.zeros_like(values, dtype=torch.bool) if truncated is None else torch.as_tensor(truncated)
+    counted = values if truncated_in_baseline else values[~cut]
+    if counted.numel() == 0:
+        return torch.zeros_like(values)
+    advantages = values - counted.mean()
+    if divide_by_spread:
+        spread = counted.std(correction=0)
+        # equal rewards leave a rounding residue that must not be blown up
+        advantages = advantages / spread if float(spread) > 1e-6 else torch.zeros_like(values)
+    return advantages.masked_fill(cut.to(values.device), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Grpo(Objective):
+    """Attributes:
+    clip_low, clip_high: how far the ratio may fall below and rise above 1 before its gradient stops. The higher upper
+        bound lets unlikely tokens grow.
+    normalise: "token" weighs every token alike; "sequence" every completion alike, by its mean over tokens.
+    temperature, top_p, top_k, min_p: of the distribution that was sampled from.
+    mismatch_bound: nats; a larger difference between the sampler's log-probability of a token and the policy's own on
+        fresh rollouts refuses the step. float32 stays below 1e-3; bfloat16 needs a larger bound.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    normalise: Literal["token", "sequence"] = "token"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    mismatch_bound: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip_low < 1 or self.clip_high <= 0 or self.mismatch_bound <= 0:
+            raise UserError(
+                f"clip_low {self.clip_low}, clip_high {self.clip_high}, mismatch_bound {self.mismatch_bound}: expected "
+                "clip_low in (0, 1) and the others above 0"
+            )
+
+    def __call__(self, policy: Any, batch: RolloutBatch) -> Loss:
+        """The clipped loss summed over completion tokens; the weight is the number of tokens (or of completions).
+
+        Logged: `ratio`, `clip_share`, `sampled_nll` (nats a token, an estimate of the entropy) as means over tokens;
+        `logprob_difference` and `largest_ratio` as the largest.
+        """
+        sequences = batch.sequences
+        whole = ~batch.truncated[sequences.segments.clamp(min=0)]
+        trained = (sequences.weights > 0) & whole
+        owner = sequences.segments[trained]
+        hidden = policy(sequences.tokens, sequences.positions, sequences.segments)[trained]
+        logprobs = token_logprobs(
+            hidden,
+            policy.unembedding,
+            sequences.targets[trained],
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+        )
+        sampled, advantage = batch.logprobs[trained], batch.advantages[owner]
+        difference = logprobs - sampled
+        largest = difference.detach().abs().max() if difference.numel() else difference.new_zeros(())
+        if batch.fresh and not float(largest) <= self.mismatch_bound:
+            raise Refusal(_mismatch(float(largest), self.mismatch_bound))
+        ratio = difference.exp()
+        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        per_token = -torch.minimum(ratio * advantage, clipped * advantage)
+        tokens = per_token.new_tensor(per_token.numel())
+        total, weight = per_token.sum(), tokens
+        if self.normalise == "sequence":
+            lengths = tokens.new_zeros(len(batch.truncated)).index_add(0, owner, torch.ones_like(sampled))
+            total, weight = (per_token / lengths[owner]).sum(), (lengths > 0).sum().to(tokens.dtype)
+        stopped = (ratio * advantage > clipped * advantage).detach()
+        terms = {
+            "ratio": Loss(ratio.detach().sum(), tokens),
+            "clip_share": Loss(stopped.to(tokens.dtype).sum(), tokens),
+            "sampled_nll": Loss(-sampled.sum(), tokens),
+        }
+        highest = ratio.detach().max() if ratio.numel() else largest
+        return Loss(total, weight, terms, {"logprob_difference": largest, "largest_ratio": highest})
+
+    def batches(self, completions: Sequence[Sampled], *, row_tokens: int, fresh: bool = True) -> list[RolloutBatch]:
+        """Completions as packed microbatches of about `row_tokens` tokens each. Truncated ones are left out.
+
+        Never empty: where all are truncated one batch of weight 0 comes back, and the trainer skips the step.
+        """
+        whole = [item for item in completions if not item[1].truncated and item[1].tokens]
+        for _, completion, _ in whole:
+            if not completion.logprobs:
+                raise UserError(
+                    f"a completion by {completion.policy!r} has no log-probabilities: GRPO needs those of the "
+                    "distribution that was sampled from; use a sampler that reports them"
+                )
+        lengths = [len(prompt) + len(completion.tokens) for prompt, completion, _ in whole]
+        groups = best_fit(lengths, max([row_tokens, *lengths])) or [[]]
+        return [_batch([whole[index] for index in group], fresh) for group in groups]
+
+
+def _batch(items: Sequence[Sampled], fresh: bool) -> RolloutBatch:
+    strips, sampled = [], []
+    for prompt, completion, _ in items:
+        trained = [False] * len(prompt) + [True] * len(completion.tokens)
+        logprobs = [0.0] * len(prompt) + list(completion.logprobs)
+        strips.append(strip((*prompt, *completion.tokens), trained))
+        sampled.append(strip((*prompt, *completion.tokens), logprobs))
+    rows = best_fit([len(part.tokens) for part in strips], max((len(part.tokens) for part in strips), default=1))
+    return RolloutBatch(
+        lay(strips, rows),
+        torch.tensor([float(advantage) for _, _, advantage in items] or [0.0]),
+        lay([Strip(*part) for part in sampled], rows).weights,
+        torch.zeros(max(1, len(items)), dtype=torch.bool),
+        fresh,
+    )
+
+
+def _mismatch(largest: float, bound: float) -> str:
+    return (
+        f"the sampler's log-probability of a token and the policy's own differ by {largest:.4f} nats on fresh "
+        f"rollouts, more than mismatch_bound {bound}: the gradient would be biased. Sample at the temperature, top_p, top_k and "
+        "min_p that the objective is given, with the same weights and precision, or raise the bound knowingly"
+    )
