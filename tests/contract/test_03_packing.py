@@ -1,0 +1,54 @@
+"""Contract 3: no attention across packed documents; positions restart with each."""
+
+import pytest
+import torch
+
+from upweight.core.batches import PADDING
+from upweight.model.config import ModelConfig
+from upweight.model.transformer import make_model
+
+LENGTHS = ((70, 1, 59, 120), (130, 64), (250,))
+TIME = 256
+
+
+def packed() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The documents alone, and rows of tokens, positions and segments that hold them, with padding at the end."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.zeros(len(LENGTHS), TIME, dtype=torch.int64)
+    positions = torch.zeros_like(tokens)
+    segments = torch.full_like(tokens, PADDING)
+    documents = []
+    for row, lengths in enumerate(LENGTHS):
+        at = 0
+        for length in lengths:
+            document = torch.randint(0, 97, (1, length), generator=generator)
+            place = slice(at, at + length)
+            tokens[row, place], positions[row, place], segments[row, place] = (
+                document,
+                torch.arange(length),
+                len(documents),
+            )
+            documents.append(document)
+            at += length
+    return documents, tokens, positions, segments
+
+
+@pytest.mark.parametrize("given_positions", [True, False])
+def test_a_document_is_read_in_a_pack_as_it_is_alone(given_positions: bool) -> None:
+    model = make_model(ModelConfig(vocab_size=97, width=32, layers=3, heads=4, kv_heads=2, ffn=64), 0)
+    documents, tokens, positions, segments = packed()
+    hidden = model(tokens, positions if given_positions else None, segments)
+    for number, document in enumerate(documents):
+        torch.testing.assert_close(hidden[segments == number], model(document)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_no_gradient_flows_between_documents() -> None:
+    model = make_model(ModelConfig(vocab_size=97, width=32, layers=3, heads=4, kv_heads=2, ffn=64), 0)
+    _, tokens, positions, segments = packed()
+    read: list[torch.Tensor] = []
+    model.embedding.register_forward_hook(lambda module, inputs, output: read.append(output))
+    hidden = model(tokens, positions, segments)
+    (gradient,) = torch.autograd.grad(hidden[segments == 2].square().sum(), read[0])
+    touched = gradient.abs().sum(-1) > 0
+    assert touched[segments == 2].all()
+    assert not touched[segments != 2].any()

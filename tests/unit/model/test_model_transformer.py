@@ -1,0 +1,228 @@
+"""The decoder: packing, positions, the cache, initialisation, and its speed-minded layers against plain ones."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from upweight.core.batches import PADDING
+from upweight.core.errors import UserError
+from upweight.model import tiled_attention
+from upweight.model.cache import Cache
+from upweight.model.config import ModelConfig
+from upweight.model.layers import RmsNorm, swiglu
+from upweight.model.rope import RopeScaling, frequencies
+from upweight.model.transformer import Transformer, make_model
+
+
+def config(**changes: object) -> ModelConfig:
+    fields: dict[str, object] = {
+        "vocab_size": 61,
+        "width": 32,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "ffn": 48,
+        "max_context": 256,
+    }
+    return ModelConfig(**(fields | changes))  # type: ignore[arg-type]
+
+
+def tokens(rows: int, time: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 61, (rows, time), generator=torch.Generator().manual_seed(seed))
+
+
+def test_parameter_count_by_hand() -> None:
+    # width 8, 1 layer, 2 heads of 4, 1 kv head: qkv 8 x 16, out 8 x 8, gate_up 8 x 24, down 12 x 8, norms 2 x 8
+    # = 128 + 64 + 192 + 96 + 16 = 496; embedding 10 x 8 = 80; last norm 8; tied 584; untied 664
+    shape = ModelConfig(vocab_size=10, width=8, layers=1, heads=2, kv_heads=1, ffn=12)
+    assert shape.parameter_count() == 584
+    assert (
+        ModelConfig(vocab_size=10, width=8, layers=1, heads=2, kv_heads=1, ffn=12, tied=False).parameter_count() == 664
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": False}, {"qkv_bias": True}, {"qk_norm": True}, {"head_size": 16}])
+def test_parameter_count_is_that_of_the_module(changes: dict[str, object]) -> None:
+    shape = config(**changes)
+    assert shape.parameter_count() == sum(parameter.numel() for parameter in Transformer(shape).parameters())
+
+
+def test_impossible_shapes_are_refused() -> None:
+    with pytest.raises(UserError, match="do not divide"):
+        config(heads=3, kv_heads=2, head_size=8)
+    with pytest.raises(UserError, match="give head_size"):
+        config(heads=6, kv_heads=2)
+    with pytest.raises(UserError, match="even"):
+        config(head_size=7)
+    with pytest.raises(UserError, match="layers is 0"):
+        config(layers=0)
+
+
+def test_the_same_seed_makes_the_same_model() -> None:
+    first, second, other = (make_model(config(), seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["layers.0.qkv.weight"], other["layers.0.qkv.weight"])
+
+
+def test_a_token_does_not_see_the_future() -> None:
+    model, read = make_model(config(), 0), tokens(2, 90)
+    changed = read.clone()
+    changed[:, 70:] = (changed[:, 70:] + 1) % 61
+    with torch.no_grad():
+        assert torch.equal(model(read)[:, :70], model(changed)[:, :70])
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True, "qk_norm": True}, {"kv_heads": 4}, {"kv_heads": 1}])
+def test_decoding_with_a_cache_gives_what_one_pass_gives(changes: dict[str, object]) -> None:
+    model, read = make_model(config(**changes), 0), tokens(3, 20)
+    whole = model(read).detach()
+    cache = Cache(model.config, rows=5, capacity=24)
+    # prompts of 7, 5 and 3 tokens, padded to 7
+    first = model(read[:, :7], cache=cache, counts=[7, 5, 3])
+    torch.testing.assert_close(first[0], whole[0, :7])
+    torch.testing.assert_close(first[2, :3], whole[2, :3])
+    assert cache.lengths == [7, 5, 3, 0, 0]
+    # one step of all rows, each at its own place
+    step = torch.stack([read[0, 7], read[1, 5], read[2, 3]])[:, None]
+    second = model(step, cache=cache)
+    torch.testing.assert_close(second[:, 0], torch.stack([whole[0, 7], whole[1, 5], whole[2, 3]]))
+    # several tokens more for one row, as after a tool's answer
+    third = model(read[1:2, 6:12], cache=cache, rows=[1])
+    torch.testing.assert_close(third[0], whole[1, 6:12])
+    # a shared prefix goes on in another row
+    cache.copy(1, [4, 1])
+    fourth = model(read[1:2, 12:13], cache=cache, rows=[4])
+    torch.testing.assert_close(fourth[0], whole[1, 12:13])
+    assert cache.lengths == [8, 12, 4, 0, 13]
+    # a refilled row forgets what it held
+    cache.clear([0])
+    fifth = model(read[2:3, :6], cache=cache, rows=[0])
+    torch.testing.assert_close(fifth[0], whole[2, :6])
+
+
+def test_a_cache_refuses_what_does_not_fit() -> None:
+    model = make_model(config(), 0)
+    cache = Cache(model.config, rows=2, capacity=4)
+    with pytest.raises(ValueError, match="made for 4"):
+        model(tokens(2, 5), cache=cache)
+    with pytest.raises(ValueError, match="cache rows"):
+        model(tokens(1, 2), cache=cache, rows=[2])
+    with pytest.raises(ValueError, match="counts"):
+        model(tokens(2, 2), cache=cache, counts=[3, 1])
+    with pytest.raises(ValueError, match="neither positions nor segments"):
+        model(tokens(1, 2), torch.zeros(1, 2, dtype=torch.int64), cache=cache)
+    assert cache.lengths == [0, 0]
+
+
+def plain_attention(qkv: torch.Tensor, rotations: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """The equations of attention one by one: [row time kv_head slot size] -> [row time features]."""
+    size = qkv.shape[-1]
+    pairs = torch.view_as_complex(qkv[:, :, :, :-1].unflatten(-1, (-1, 2))) * rotations
+    turned = torch.view_as_real(pairs).flatten(-2)
+    scores = torch.einsum("bqkgd,bskd->bkgqs", turned[:, :, :, :-1], turned[:, :, :, -1]) / size**0.5
+    probabilities = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
+    return torch.einsum("bkgqs,bskd->bqkgd", probabilities, qkv[:, :, :, -1]).flatten(2)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_tiles_compute_attention_and_its_gradient(monkeypatch: pytest.MonkeyPatch, keep: bool, packed: bool) -> None:
+    monkeypatch.setattr(tiled_attention, "QUERIES", 8)
+    monkeypatch.setattr(tiled_attention, "TILE_SCORES", 2 * 4 * 8 * 10)  # two rows a tile
+    monkeypatch.setattr(tiled_attention, "KEPT_SCORES", 1 << 20 if keep else 0)
+    generator = torch.Generator().manual_seed(0)
+    row, time = 3, 21
+    qkv = torch.randn(row, time, 2, 4, 6, generator=generator, dtype=torch.float32, requires_grad=True)
+    rotations = torch.polar(torch.ones(row, time, 1, 1, 3), torch.randn(row, time, 1, 1, 3, generator=generator))
+    lengths = [[5, 9, 7], [21], [1, 1, 19]]
+    segments = torch.stack([torch.repeat_interleave(torch.arange(len(part)), torch.tensor(part)) for part in lengths])
+    starts = torch.stack(
+        [torch.tensor([sum(part[:i]) for i in range(len(part))])[s] for part, s in zip(lengths, segments, strict=True)]
+    )
+    seen = torch.ones(time, time, dtype=torch.bool).tril().expand(row, time, time)
+    if packed:
+        seen = seen & (segments[:, :, None] == segments[:, None, :])
+        tiles = tiled_attention.tiles_of(row, time, 4, segments, starts)
+    else:
+        tiles = tiled_attention.tiles_of(row, time, 4, None, None)
+    out = tiled_attention.attend_in_tiles(qkv, rotations, tiles)
+    plain = plain_attention(qkv, rotations, seen)
+    torch.testing.assert_close(out, plain)
+    outer = torch.randn(out.shape, generator=generator)
+    (ours,) = torch.autograd.grad(out, qkv, outer)
+    (theirs,) = torch.autograd.grad(plain, qkv, outer)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    if packed:  # 3 blocks of queries; row 1 is one document, so the tiles of rows 0 and 1 start at its beginning
+        assert [tile.keys.start for tile in tiles] == [0, 0, 0, 0, 2, 2]
+
+
+def test_padding_gives_no_nan_and_no_gradient_elsewhere() -> None:
+    model, read = make_model(config(), 0), tokens(2, 12)
+    segments = torch.zeros(2, 12, dtype=torch.int64)
+    segments[1, 4:] = PADDING
+    hidden = model(read, None, segments)
+    assert hidden.isfinite().all()
+    torch.testing.assert_close(hidden[1, :4], model(read[1:, :4])[0])
+
+
+@pytest.mark.parametrize("name", ["norm", "swiglu"])
+def test_hand_written_gradients_are_those_of_torch(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 7, 12, generator=generator, requires_grad=True)
+    outer = torch.randn(5, 7, 12 if name == "norm" else 6, generator=generator)
+    if name == "norm":
+        norm = RmsNorm(12, 1e-5)
+        norm.weight.data = torch.randn(12, generator=generator)
+        ours, theirs = norm(x), functional.rms_norm(x, (12,), norm.weight, 1e-5)
+        inputs = (x, norm.weight)
+    else:
+        gate, up = x.chunk(2, dim=-1)
+        ours, theirs, inputs = swiglu(x), functional.silu(gate) * up, (x,)
+    torch.testing.assert_close(ours, theirs)
+    for one, other in zip(
+        torch.autograd.grad(ours, inputs, outer), torch.autograd.grad(theirs, inputs, outer), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x) if name == "norm" else swiglu(x), theirs.detach())
+
+
+def test_recomputing_layers_gives_the_same_gradient() -> None:
+    model, read = make_model(config(), 0), tokens(2, 30)
+    segments = (torch.arange(30) // 11).expand(2, 30)
+    gradients = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        model.zero_grad()
+        model(read, None, segments).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) == len(list(model.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_a_new_rope_base_changes_frequencies_and_config() -> None:
+    # head of 4: pair 1 turns by base^(-2/4): 10_000^-0.5 = 0.01, and 1_000_000^-0.5 = 0.001
+    torch.testing.assert_close(frequencies(4, 10_000.0), torch.tensor([1.0, 0.01]))
+    torch.testing.assert_close(frequencies(4, 1_000_000.0), torch.tensor([1.0, 0.001]))
+    torch.testing.assert_close(frequencies(4, 10_000.0, RopeScaling("linear", 4.0)), torch.tensor([0.25, 0.0025]))
+    model, read = make_model(config(), 0), tokens(1, 40)
+    before = model(read).detach()
+    model.set_rope_base(1_000_000.0, max_context=1024)
+    after = model(read).detach()
+    assert model.config.rope_base == 1_000_000.0
+    assert model.config.max_context == 1024
+    torch.testing.assert_close(after[:, 0], before[:, 0])  # the first position is not turned
+    assert not torch.allclose(after[:, -1], before[:, -1])
+
+
+def test_bfloat16_runs_forwards_backwards_and_cached() -> None:
+    model, read = make_model(config(), 0), tokens(2, 16)
+    exact = model(read).detach()
+    model = model.to(torch.bfloat16)
+    hidden = model(read)
+    hidden.float().square().sum().backward()
+    assert hidden.dtype == torch.bfloat16
+    assert model.embedding.weight.grad is not None
+    cached = model(read, cache=Cache(model.config, rows=2, capacity=16, dtype=torch.bfloat16))
+    for out in (hidden, cached):  # 8 bits of mantissa over a few roundings
+        assert (out.float() - exact).abs().mean() < 0.05
