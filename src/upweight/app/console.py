@@ -66,7 +66,7 @@ class ConsoleMonitor(Monitor):
             hidden.replace(path)
 
     @contextmanager
-    def track(self, label: str, *, total: float, unit: str, done: float = 0) -> Iterator[Bar]:
+    def track(self, label: str, *, total: float | int, unit: str, done: float | int = 0) -> Iterator[Bar]:
         bar: _DrawnBar | _PrintedBar
         if self.console.is_terminal:
             if self._progress is None:
@@ -109,15 +109,15 @@ class ConsoleMonitor(Monitor):
 class _Pace:
     """Rate over the last half minute: the ETA follows a change of phase, and earlier attempts are no part of it."""
 
-    def __init__(self, total: float, done: float) -> None:
+    def __init__(self, total: float | int, done: float | int) -> None:
         self.total = total
         self.done = done
         self.first = done
         self.began = time.monotonic()
         self.window: deque[tuple[float, float]] = deque([(self.began, done)])
-        self.shown: Mapping[str, float] = {}
+        self.shown: Mapping[str, float | int] = {}
 
-    def advance(self, amount: float, shown: Mapping[str, float]) -> None:
+    def advance(self, amount: float | int, shown: Mapping[str, float | int]) -> None:
         now = time.monotonic()
         self.done += amount
         self.shown = {**self.shown, **shown}
@@ -142,14 +142,14 @@ class _Pace:
 class _PrintedBar(Bar):
     """Plain lines, few enough to read in a log."""
 
-    def __init__(self, monitor: ConsoleMonitor, label: str, total: float, unit: str, done: float) -> None:
+    def __init__(self, monitor: ConsoleMonitor, label: str, total: float | int, unit: str, done: float | int) -> None:
         self.monitor, self.label, self.unit = monitor, label, unit
         self.pace = _Pace(total, done)
         self.printed_at = time.monotonic()
         if done:
             monitor.say(f"{label}: going on at {count(done)} of {count(total)} {unit}")
 
-    def advance(self, amount: float = 1, **shown: float) -> None:
+    def advance(self, amount: float | int = 1, **shown: float | int) -> None:
         self.pace.advance(amount, shown)
         self.monitor.beat()
         if time.monotonic() - self.printed_at >= self.monitor.seconds_between_lines:
@@ -176,14 +176,14 @@ class _PrintedBar(Bar):
 
 class _DrawnBar(Bar):
     def __init__(
-        self, monitor: ConsoleMonitor, progress: Progress, label: str, total: float, unit: str, done: float
+        self, monitor: ConsoleMonitor, progress: Progress, label: str, total: float | int, unit: str, done: float | int
     ) -> None:
         self.monitor, self.progress = monitor, progress
         self.pace = _Pace(total, done)
         self.task = progress.add_task(f"{monitor.step}: {label}", total=total, unit=unit, pace=self.pace)
         progress.update(self.task, completed=done)
 
-    def advance(self, amount: float = 1, **shown: float) -> None:
+    def advance(self, amount: float | int = 1, **shown: float | int) -> None:
         self.pace.advance(amount, shown)
         self.monitor.beat()
         self.progress.update(self.task, completed=self.pace.done)
@@ -246,7 +246,7 @@ def _spent(path: Path) -> tuple[float, int]:
     return float(earlier["seconds"]), int(earlier["attempts"]) + 1
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds as a person says them: 0.4s, 12s, 3m05s, 2h10m, 3d04h."""
     if seconds < 10:
         return f"{seconds:.1f}s"
@@ -259,7 +259,7 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 86400):,}d{int(seconds % 86400 // 3600):02d}h"
 
 
-def count(value: float) -> str:
+def count(value: float | int) -> str:
     """A count in three digits: 950, 21.5k, 4.00M, 6.5T."""
     for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
@@ -267,12 +267,12 @@ def count(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 10 or float(value).is_integer() else f"{value:.2g}"
 
 
-def figure(value: float) -> str:
+def figure(value: float | int) -> str:
     """A figure beside a bar: four digits."""
     return f"{value:.4g}"
 
 
-def size(size_bytes: float) -> str:
+def size(size_bytes: float | int) -> str:
     """Bytes in decimal units, as disks are sold: 12 kB, 3.4 MB."""
     for unit, letter in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size_bytes >= unit:

@@ -9,9 +9,25 @@ from pathlib import Path
 
 import torch
 
+from upweight.core.errors import UserError
 from upweight.core.work import Machine
 
 PACKAGES = ("upweight", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "daft", "lancedb", "msgspec")
+
+
+def checked_machine(device: str, threads: int, workers: int, unsafe_execution: bool) -> Machine:
+    """The machine that the command line describes. Raises UserError where this one has no such device."""
+    if threads < 0 or workers < 1:
+        raise UserError(f"threads is {threads} and workers {workers}: expected threads >= 0 and workers >= 1")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"there is no device {device!r} ({str(error).splitlines()[0]}): try cpu or cuda") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("this torch sees no CUDA device: install a CUDA build of torch, or use --device cpu")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no {device}: this machine has {torch.cuda.device_count()}, counted from cuda:0")
+    return Machine(device=device, threads=threads, workers=workers, unsafe_execution=unsafe_execution)
 
 
 def environment(machine: Machine) -> Mapping[str, object]:
@@ -64,3 +80,9 @@ def peak_memory_bytes() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def resident_memory_bytes() -> int:
+    """The resident size of this process now; 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0

@@ -14,7 +14,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,10 +26,11 @@ from rich.console import Console
 
 from upweight.app.console import SPENT, ConsoleMonitor, duration, size
 from upweight.app.environment import environment, peak_memory_bytes, reset_peak_memory
+from upweight.app.planner import Planned, plan
 from upweight.app.recipe import Recipe, Step
 from upweight.core.errors import StaleArtifact, UserError
 from upweight.core.identity import Difference, differences, plain
-from upweight.core.work import Estimate, Machine, Work
+from upweight.core.work import Machine, Work
 from upweight.store.artifact import LocalStore, described
 
 SMALLEST_FREE_BYTES = 1_000_000
@@ -79,20 +80,17 @@ def run(
     console: Console | None = None,
     rebuild: Sequence[str] = (),
     until: str | None = None,
-    before: Callable[[Step], None] | None = None,
 ) -> LocalStore:
     """Build what is missing of `recipe` below `root` and return the store.
 
     Args:
         rebuild: steps to build anew, with everything that depends on them.
         until: the last step to build; None builds the goal.
-        before: called before each step that is built.
 
     Raises StaleArtifact before anything is built where an artifact on the way was built from other settings, RootInUse
     where another process holds the root, UserError where a stage refuses its input or the disk is full.
     """
-    machine = machine or Machine()
-    console = console or Console()
+    machine, console = machine or Machine(), console or Console()
     store = LocalStore(root, recipe.name)
     wanted = recipe.until(until)
     doomed = [step.name for name in rebuild for step in recipe.dependents(name)]
@@ -103,17 +101,17 @@ def run(
         if machine.threads:
             torch.set_num_threads(machine.threads)
         identities = recipe.identities()
+        planned: dict[str, Planned] = {}
         began = time.monotonic()
         for number, step in enumerate(wanted, start=1):
             label = f"[{number}/{len(wanted)}] {step.name}"
             if store.check(step.name, identities[step.name]):
                 console.print(f"{label}: complete, skipped", highlight=False, markup=False)
                 continue
-            if before is not None:
-                before(step)
             resumed = " (going on)" if store.building(step.name).exists() else ""
             console.print(f"{label}: {step.stage_name}{resumed}", highlight=False, markup=False)
-            _build(recipe, step, store, identities[step.name], machine, console)
+            planned = planned or {item.step: item for item in plan(recipe, machine)}
+            _build(recipe, step, store, identities[step.name], machine, console, planned[step.name])
         console.print(
             f"{recipe.name}: {len(wanted)} steps complete below {store.directory} "
             f"(this run took {duration(time.monotonic() - began)})",
@@ -125,7 +123,13 @@ def run(
 
 
 def _build(
-    recipe: Recipe, step: Step, store: LocalStore, identity: dict[str, object], machine: Machine, console: Console
+    recipe: Recipe,
+    step: Step,
+    store: LocalStore,
+    identity: dict[str, object],
+    machine: Machine,
+    console: Console,
+    planned: Planned,
 ) -> None:
     notes: dict[str, Any] = {}
     inputs = {key: store.open(source.name) for key, source in step.inputs.items()}
@@ -142,7 +146,7 @@ def _build(
         gc.collect()
         (out / SPENT).unlink(missing_ok=True)
         notes["summary"] = _json(summary, step)
-        notes["estimate"] = asdict(estimates(recipe)[step.name])
+        notes["planned"] = {**asdict(planned.estimate), "seconds": round(planned.seconds, 3)}
         notes["timings"] = {
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,15 +162,6 @@ def _build(
         highlight=False,
         markup=False,
     )
-
-
-def estimates(recipe: Recipe) -> dict[str, Estimate]:
-    """What each step is expected to cost, by step."""
-    found: dict[str, Estimate] = {}
-    for step in recipe.steps():
-        inputs = {key: found[source.name] for key, source in step.inputs.items()}
-        found[step.name] = step.stage.estimate(step.config, inputs)
-    return found
 
 
 def _refuse_stale(recipe: Recipe, store: LocalStore, wanted: Sequence[Step], spared: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ class Config:
     rewards: Mapping[str, RewardConfig] = field(default_factory=dict)
     samples: int = 8
     count: int = 0
-    limits: Limits = Limits(max_new_tokens=256, temperature=1.0)
+    limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=256, temperature=1.0))
     problems_a_block: int = 64
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ class Count:
 
     @staticmethod
     def estimate(config: "Count.Config", inputs: Mapping[str, Estimate]) -> Estimate:
-        return Estimate(tokens=config.to, flops=1e9 * config.to, disk_bytes=4 * config.to, seconds=config.pause_seconds)
+        return Estimate(tokens=float(config.to), flops=1e9 * config.to, disk_bytes=4.0 * config.to)
 
 
 class Total:
@@ -55,4 +55,4 @@ class Total:
 
     @staticmethod
     def estimate(config: "Total.Config", inputs: Mapping[str, Estimate]) -> Estimate:
-        return Estimate(tokens=sum(item.tokens for item in inputs.values()))
+        return Estimate(tokens=sum((item.tokens for item in inputs.values()), 0.0))

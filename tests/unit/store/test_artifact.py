@@ -120,7 +120,9 @@ def test_a_second_process_is_refused_and_told_who_holds_the_root(tmp_path: Path)
 
 def test_a_child_that_outlives_the_holder_does_not_block(tmp_path: Path) -> None:
     # the holder forks a child that sleeps, and is killed: flock would live on in the child
-    code = HOLD.replace("sys.stdin.read()", "import os\n    os.fork()\n    time.sleep(60)")
+    code = HOLD.replace(
+        "    print", "    import os\n    child = os.fork()\n    child == 0 and time.sleep(60)\n    print"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), "first"], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as holder:

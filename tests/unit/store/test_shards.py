@@ -1,0 +1,77 @@
+"""Token shards: what goes in comes out, and damage is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from upweight.core.errors import UserError
+from upweight.store.shards import Shards, ShardWriter
+
+DOCUMENTS = [([1, 2, 3], "web", "a"), ([4], "books", "ö"), ([5, 6, 299], "web", "c")]
+
+
+def written(directory: Path, vocab_size: int = 300) -> Path:
+    writer = ShardWriter(directory, vocab_size=vocab_size)
+    for tokens, source, name in DOCUMENTS:
+        writer.write(tokens, source=source, document_id=name)
+    writer.close()
+    return directory
+
+
+@pytest.mark.parametrize("vocab_size", [300, 70_000])
+def test_round_trip(tmp_path: Path, vocab_size: int) -> None:
+    shards = Shards.open(written(tmp_path / "s", vocab_size), vocab_size=vocab_size)
+    assert (len(shards), shards.tokens, shards.sources) == (3, 7, ("web", "books"))
+    for number, (tokens, source, name) in enumerate(DOCUMENTS):
+        assert shards.sequence(number).tolist() == tokens
+        assert (shards.source(number), shards.document_id(number)) == (source, name)
+        assert shards.length(number) == len(tokens)
+    assert shards.sequence(2, 1, 2).tolist() == [6]
+    assert shards.sequence(0, 1, 99).tolist() == [2, 3]  # never into the next document
+    assert shards.tokens_by_source() == {"web": 6, "books": 1}
+
+
+def test_a_large_token_survives(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "s", vocab_size=166_144)
+    writer.write(np.array([166_143]).tolist(), source="x", document_id="x")
+    writer.close()
+    assert Shards.open(tmp_path / "s").sequence(0).tolist() == [166_143]
+
+
+def test_writing_again_replaces(tmp_path: Path) -> None:
+    written(tmp_path / "s")
+    writer = ShardWriter(tmp_path / "s", vocab_size=10)
+    with pytest.raises(UserError, match="no complete token shards"):
+        Shards.open(tmp_path / "s")
+    writer.write([1], source="x", document_id="x")
+    writer.close()
+    assert Shards.open(tmp_path / "s").tokens == 1
+
+
+@pytest.mark.parametrize(("tokens", "message"), [([], "no token"), ([1, 300], "holds token 300"), ([-1], "token -1")])
+def test_bad_tokens_are_refused(tmp_path: Path, tokens: list[int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ShardWriter(tmp_path / "s", vocab_size=300).write(tokens, source="web", document_id="d")
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    directory = written(tmp_path / "s")
+    with pytest.raises(UserError, match=r"vocabulary of 300 tokens, the model has 10"):
+        Shards.open(directory, vocab_size=10)
+    whole = (directory / "tokens.bin").read_bytes()
+    (directory / "tokens.bin").write_bytes(whole[:-2])
+    with pytest.raises(UserError, match=r"tokens.bin has 12 bytes instead of 14"):
+        Shards.open(directory)
+    (directory / "tokens.bin").unlink()
+    with pytest.raises(UserError, match=r"tokens.bin is missing"):
+        Shards.open(directory)
+    (directory / "tokens.bin").write_bytes(whole)
+    meta = json.loads((directory / "meta.json").read_text())
+    (directory / "meta.json").write_text(json.dumps({**meta, "format": 9}))
+    with pytest.raises(UserError, match="format 9"):
+        Shards.open(directory)
+    (directory / "meta.json").write_text('{"format"')
+    with pytest.raises(UserError, match="damaged"):
+        Shards.open(directory)
