@@ -32,7 +32,7 @@ class Bar(ABC):
     """Progress of one long piece of work."""
 
     @abstractmethod
-    def advance(self, amount: float = 1, **shown: float) -> None:
+    def advance(self, amount: float | int = 1, **shown: float | int) -> None:
         """`amount` more units are done; `shown` are figures to print beside the bar (loss=2.31)."""
 
 
@@ -41,7 +41,7 @@ class Monitor(ABC):
 
     @abstractmethod
     @contextmanager
-    def track(self, label: str, *, total: float, unit: str, done: float = 0) -> Iterator[Bar]:
+    def track(self, label: str, *, total: float | int, unit: str, done: float | int = 0) -> Iterator[Bar]:
         """A progress bar of `total` units, `done` of them done in an earlier run; rate and ETA follow."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Silent(Monitor):
         self.rows: list[dict[str, Any]] = []
 
     @contextmanager
-    def track(self, label: str, *, total: float, unit: str, done: float = 0) -> Iterator[Bar]:
+    def track(self, label: str, *, total: float | int, unit: str, done: float | int = 0) -> Iterator[Bar]:
         yield _NoBar()
 
     def record(self, **metrics: Any) -> None:
@@ -71,7 +71,7 @@ class Silent(Monitor):
 
 
 class _NoBar(Bar):
-    def advance(self, amount: float = 1, **shown: float) -> None:
+    def advance(self, amount: float | int = 1, **shown: float | int) -> None:
         return
 
 
@@ -106,12 +106,12 @@ class Estimate:
         seconds: overhead that flops do not explain (documents read, programs run), on one core.
     """
 
-    tokens: float = 0.0
-    flops: float = 0.0
-    memory_bytes: float = 0.0
-    disk_bytes: float = 0.0
-    parameters: float = 0.0
-    seconds: float = 0.0
+    tokens: float | int = 0.0
+    flops: float | int = 0.0
+    memory_bytes: float | int = 0.0
+    disk_bytes: float | int = 0.0
+    parameters: float | int = 0.0
+    seconds: float | int = 0.0
 
 
 class Stage(Protocol):

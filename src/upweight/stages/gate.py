@@ -91,8 +91,8 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     tokens = count * config.gate.count * config.limits.max_new_tokens / 2
     return Estimate(
         tokens=tokens,
-        flops=2 * model.parameters * tokens,
+        flops=2.0 * model.parameters * tokens,
         memory_bytes=4 * model.parameters + 8e8,
-        disk_bytes=1500 * count,
+        disk_bytes=1500.0 * count,
         seconds=0.005 * count * config.gate.count if config.reward.kind == "code" else 0.0,
     )

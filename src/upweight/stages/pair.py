@@ -112,5 +112,5 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         tokens=by_teacher + by_student,
         flops=2 * (teacher * by_teacher + student * by_student),
         memory_bytes=4 * (teacher + student) + 8e8,
-        disk_bytes=2500 * count,
+        disk_bytes=2500.0 * count,
     )

@@ -184,5 +184,5 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     checked = config.code + config.reserved_code
     problems = drawn + checked
     return Estimate(
-        seconds=6e-5 * drawn + 0.04 * checked, disk_bytes=600 * problems, memory_bytes=2e8 + 2000 * problems
+        seconds=6e-5 * drawn + 0.04 * checked, disk_bytes=600.0 * problems, memory_bytes=2e8 + 2000 * problems
     )

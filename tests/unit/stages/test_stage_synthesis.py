@@ -1,0 +1,202 @@
+"""refine, reconstruct, pair and gate as stages: files, figures, and going on after a kill."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from upweight.core.errors import Refusal, UserError
+from upweight.core.protocols import Limits, Prompt, Sampler
+from upweight.core.records import Completion, Conversation, Pair, Problem
+from upweight.core.work import Estimate, Work
+from upweight.model.config import ModelConfig
+from upweight.model.transformer import make_model
+from upweight.model.weights import save
+from upweight.stages import gate, pair, reconstruct, refine
+from upweight.store.jsonl import read_jsonl, write_jsonl
+from upweight.synthesize import stories
+from upweight.synthesize.pairs import PairRules
+from upweight.synthesize.pipelines import program
+from upweight.synthesize.programs import problem as program_problem
+from upweight.synthesize.reading import read
+from upweight.synthesize.refine import Loop
+from upweight.synthesize.trail import Refined, Trail
+from upweight.text.chat import PLAIN
+from upweight.text.tokenizer import Tokenizer
+from upweight.verify.reward import RewardConfig
+
+STORIES = [stories.story(0, index) for index in range(40)]
+
+
+@dataclass(frozen=True)
+class Solver(Sampler):
+    """Solves a story rightly in `right` of every 16 samples; what is wrong is wrong by one."""
+
+    right: int
+
+    def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+        return [[self._solve(prompt, sample) for sample in range(count)] for prompt in prompts]
+
+    def _solve(self, prompt: Prompt, sample: int) -> Completion:
+        assert not isinstance(prompt, str)
+        told = read(prompt[-1].content)
+        assert told is not None
+        answer = told.answer if sample % 16 < self.right else str(int(told.answer) + 1)
+        text = stories.thought(told.chain, answer)
+        return Completion(tuple(text.encode()), (), text, "end", f"solver {self.right}")
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    folder = tmp_path / "problems"
+    folder.mkdir()
+    write_jsonl(folder / "stem.jsonl", [stories.problem(told, "stem") for told in STORIES])
+    write_jsonl(folder / "code.jsonl", [program_problem(program(0, index)) for index in range(3)])
+    return folder
+
+
+def work(tmp_path: Path, name: str, **inputs: Path) -> Work:
+    out = tmp_path / name
+    out.mkdir(exist_ok=True)
+    return Work(out=out, inputs=inputs, seed=1)
+
+
+def tiny_model(folder: Path, vocabulary: int = 300) -> Path:
+    told = [stories.worked(one) for one in STORIES]
+    tokenizer = Tokenizer.train(told, vocabulary).with_template(PLAIN)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_size=8, ffn=32, max_context=1024
+    )
+    save(make_model(config, 0), folder / "model")
+    tokenizer.save(folder / "model")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def test_drafts_of_a_model_are_refined_and_their_chains_reconstructed(tmp_path: Path, problems: Path) -> None:
+    model = tiny_model(tmp_path / "made")
+    config = refine.Config(
+        problems={"stem.jsonl": 12, "code.jsonl": 3},
+        loop=Loop(drafts=1, draft_limits=Limits(max_new_tokens=8)),
+        block=10,
+    )
+    refining = work(tmp_path, "refine", problems=problems, model=model)
+    told = refine.run(config, refining)
+    # an untrained model is never right; the expert always is
+    assert (told["problems"], told["refined"]) == (15, 15)
+    assert (told["drafts_right_share"], told["solutions_right_share"]) == (0.0, 1.0)
+    assert told["evaluators_agree_with_verifier"] == {"rule-based expert": 1.0}
+    assert told["cost"]["calls"] == 15 * 5  # draft, checklist, critique, revision, critique
+    assert len(read_jsonl(refining.out / "trail.jsonl", Trail)) == 15
+    assert len(read_jsonl(refining.out / "refined.jsonl", Refined)) == 15
+    assert not (refining.out / "blocks").exists()
+
+    chains = work(tmp_path, "reconstruct", refined=refining.out)
+    summary = reconstruct.run(reconstruct.Config(), chains)
+    assert (summary["conversations"], summary["dropped"]) == (15, {})
+    talks = read_jsonl(chains.out / "conversations.jsonl", Conversation)
+    assert talks[0].messages == stories.conversation(STORIES[0]).messages
+    assert {talk.source for talk in talks} == {"stem-reconstructed", "code-reconstructed"}
+    assert len(read_jsonl(chains.out / "completer.jsonl", Conversation)) == 15
+
+
+def test_a_part_given_to_a_missing_input_is_an_error(tmp_path: Path, problems: Path) -> None:
+    with pytest.raises(UserError, match="input 'model', which this step does not have"):
+        refine.run(refine.Config(), work(tmp_path, "refine", problems=problems))
+
+
+def test_the_gate_keeps_what_is_solved_sometimes(
+    tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for right, kept in ((0, 0), (1, 0), (2, 40), (14, 40), (15, 0)):
+        monkeypatch.setattr(gate, "cast", lambda *_, right=right: Solver(right))
+        asked = work(tmp_path, f"gate{right}", problems=problems)
+        summary = gate.run(gate.Config(block=16), asked)
+        assert summary["kept"] == len(read_jsonl(asked.out / "problems.jsonl", Problem)) == kept
+        assert sum(1 for _ in (asked.out / "dropped.jsonl").open()) == 40 - kept
+    assert summary["dropped"] == {"too easy": 40}
+
+
+def test_the_gate_stops_when_it_has_enough(tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "cast", lambda *_: Solver(8))
+    summary = gate.run(gate.Config(block=16, enough=20), work(tmp_path, "gate", problems=problems))
+    assert (summary["kept"], summary["not_measured"]) == (32, 8)  # two whole blocks of 16
+
+
+def test_win_rates_are_no_gate() -> None:
+    with pytest.raises(UserError, match="average 1/2"):
+        gate.Config(reward=RewardConfig(kind="preference"))
+
+
+class Killed(BaseException):
+    """What stands for kill -9: nothing catches it."""
+
+
+@dataclass
+class Mortal(Sampler):
+    """Dies at the third call."""
+
+    inner: Sampler
+    calls: int = 0
+
+    def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+        self.calls += 1
+        if self.calls == 3:
+            raise Killed
+        return self.inner.sample(prompts, count=count, limits=limits)
+
+
+def test_a_killed_gate_goes_on_where_it_was(tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = gate.Config(block=8)
+    whole, killed = work(tmp_path, "whole", problems=problems), work(tmp_path, "killed", problems=problems)
+    monkeypatch.setattr(gate, "cast", lambda *_: Solver(8))
+    expected = gate.run(config, whole)
+    mortal = Mortal(Solver(8))
+    monkeypatch.setattr(gate, "cast", lambda *_: mortal)
+    with pytest.raises(Killed):
+        gate.run(config, killed)
+    assert not (killed.out / "problems.jsonl").exists()
+    assert gate.run(config, killed) == expected
+    assert mortal.calls == 3 + 3  # 5 blocks: two done, the third died, three made in the second run
+    assert contents(killed.out) == contents(whole.out)
+
+
+def test_pairs_hold_right_against_wrong(tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tmp_path / "made")
+    samplers = {"teacher": Solver(16), "student": Solver(1)}
+    monkeypatch.setattr(pair, "cast", lambda part, *_: samplers[part.input])
+    asked = work(tmp_path, "pair", problems=problems, teacher=model, student=model)
+    summary = pair.run(pair.Config(problems={"stem.jsonl": 30}), asked)
+    pairs = read_jsonl(asked.out / "pairs.jsonl", Pair)
+    assert len(pairs) == summary["pairs"] == 30
+    assert (summary["teacher_score"], summary["student_score"]) == (1.0, 0.25)
+    for found in pairs:
+        assert found.chosen.policy == "solver 16"
+        assert found.rejected.text.endswith(f"boxed{{{int(found.problem.answer or 0) + 1}}}")
+
+
+def test_no_pair_at_all_is_an_error(tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tmp_path / "made")
+    monkeypatch.setattr(pair, "cast", lambda *_: Solver(16))
+    asked = work(tmp_path, "pair", problems=problems, teacher=model, student=model)
+    with pytest.raises(UserError, match="the student is not clearly worse"):
+        pair.run(pair.Config(rules=replace(PairRules(), margin=1.0)), asked)
+
+
+def test_teacher_and_student_of_different_tokenizers_are_refused(tmp_path: Path, problems: Path) -> None:
+    teacher, student = tiny_model(tmp_path / "teacher"), tiny_model(tmp_path / "student", 320)
+    with pytest.raises(Refusal, match="different tokenizers"):
+        pair.run(pair.Config(), work(tmp_path, "pair", problems=problems, teacher=teacher, student=student))
+
+
+def test_estimates_follow_the_configuration() -> None:
+    inputs = {name: Estimate(parameters=1e6, disk_bytes=6e5) for name in ("model", "teacher", "student", "refined")}
+    # 100 problems x 16 samples x 48 tokens on average, two operations a parameter and token
+    assert gate.estimate(gate.Config(problems={"stem.jsonl": 100}), inputs).flops == 2e6 * 100 * 16 * 48
+    assert pair.estimate(pair.Config(problems={"stem.jsonl": 100}), inputs).tokens == 2 * 100 * 4 * 48
+    assert refine.estimate(refine.Config(problems={"stem.jsonl": 100}), inputs).tokens == 100 * 2 * 128
+    assert reconstruct.estimate(reconstruct.Config(), inputs).tokens == 0  # the expert is no model
