@@ -10,21 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
 from upweight.core.batches import PADDING, TokenBatch
-
-IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
-FloatArray = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 class Strip(NamedTuple):
     """One sequence ready to be laid into a row: three arrays of one length, as in TokenBatch."""
 
-    tokens: IntArray
-    targets: IntArray
-    weights: FloatArray
+    tokens: Int64[np.ndarray, " n"]
+    targets: Int64[np.ndarray, " n"]
+    weights: Float32[np.ndarray, " n"]
 
 
 def strip(tokens: Sequence[int], trained: Sequence[bool] | Sequence[float]) -> Strip:

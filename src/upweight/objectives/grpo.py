@@ -208,6 +208,6 @@ def _batch(items: Sequence[Sampled], fresh: bool) -> RolloutBatch:
 def _mismatch(largest: float, bound: float) -> str:
     return (
         f"the sampler's log-probability of a token and the policy's own differ by {largest:.4f} nats on fresh "
-        f"rollouts, more than mismatch_bound {bound}: the gradient would be biased. Sample at the temperature, top_p, top_k and "
-        "min_p that the objective is given, with the same weights and precision, or raise the bound knowingly"
+        f"rollouts, more than mismatch_bound {bound}: the gradient would be biased. Sample at the temperature, top_p, "
+        "top_k and min_p that the objective is given, with the same weights and precision, or raise the bound knowingly"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from upweight.core.errors import UserError
 
@@ -106,7 +107,7 @@ class Shards:
         vocab_size: token ids lie below it.
     """
 
-    def __init__(self, directory: Path, meta: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    def __init__(self, directory: Path, meta: dict[str, Any], arrays: dict[str, Any]) -> None:
         self.directory = directory
         self.vocab_size: int = meta["vocab_size"]
         self.tokens: int = meta["tokens"]
@@ -139,7 +140,7 @@ class Shards:
                 f"{directory} was written for a vocabulary of {meta['vocab_size']} tokens, the model has {vocab_size}: "
                 "use the tokenizer that belongs to the model and run the shard step again"
             )
-        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        arrays: dict[str, Any] = {}
         for name, (dtype, count) in expected.items():
             file = directory / name
             size = file.stat().st_size if file.exists() else -1
@@ -160,7 +161,7 @@ class Shards:
         offsets = self._arrays["offsets.bin"]
         return int(offsets[document + 1]) - int(offsets[document])
 
-    def sequence(self, document: int, start: int = 0, end: int | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def sequence(self, document: int, start: int = 0, end: int | None = None) -> Int64[np.ndarray, " token"]:
         """The tokens of one document, or those from `start` to `end` of it."""
         offsets = self._arrays["offsets.bin"]
         first, last = int(offsets[document]), int(offsets[document + 1])

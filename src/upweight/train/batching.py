@@ -7,7 +7,7 @@ plain JSON: a checkpoint holds it, and a restored loader goes on with the very n
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ from upweight.train.timeline import Setting
 Item = TypeVar("Item")
 
 
+@runtime_checkable
 class Batch(Protocol):
     """What the trainer needs of a microbatch; the objective knows the rest."""
 

@@ -1,0 +1,46 @@
+"""Packing: best fit by hand, what a row holds, and sums over sequences."""
+
+import numpy as np
+import pytest
+import torch
+
+from upweight.core.batches import PADDING
+from upweight.core.packing import best_fit, lay, pack, sequence_sums, strip
+
+
+def test_best_fit_by_hand() -> None:
+    # decreasing: 6 opens row 0 (4 left), 5 row 1 (5 left), 5 fills row 1, 4 fills row 0, 2 opens row 2
+    assert best_fit([4, 5, 2, 6, 5], 10) == [[3, 0], [1, 4], [2]]
+    assert best_fit([], 10) == []
+    with pytest.raises(ValueError, match="does not fit"):
+        best_fit([11], 10)
+
+
+def test_best_fit_never_overflows_and_keeps_all() -> None:
+    lengths = [int(n) for n in np.random.default_rng(0).integers(1, 33, 500)]
+    rows = best_fit(lengths, 64)
+    assert sorted(index for row in rows for index in row) == list(range(500))
+    assert all(sum(lengths[index] for index in row) <= 64 for row in rows)
+    assert sum(lengths) / (64 * len(rows)) > 0.97
+
+
+def test_a_row_by_hand() -> None:
+    batch = lay([strip([7, 8, 9], [False, True, False]), strip([5, 6], [True, True])], [[1, 0]], 6)
+    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 0]]
+    assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 0]]
+    assert batch.segments.tolist() == [[1, 1, 0, 0, 0, PADDING]]
+    assert batch.targets.tolist() == [[6, 0, 8, 9, 0, 0]]
+    assert batch.weights.tolist() == [[1, 0, 1, 0, 0, 0]]  # 6 and 8 are trained; the first token of none
+    assert batch.token_count == 5
+    assert sequence_sums(batch.weights * 3, batch.segments, 2).tolist() == [3, 3]
+
+
+def test_odd_shapes() -> None:
+    assert lay([], [[]], 4).token_count == 0
+    assert pack([strip([1, 2, 3], [1.0, 1.0, 1.0])], 2).tokens.shape == (1, 3)
+    with pytest.raises(ValueError, match="more than 2"):
+        lay([strip([1, 2, 3], [True] * 3)], [[0]], 2)
+    with pytest.raises(ValueError, match="one each"):
+        strip([1, 2], [True])
+    padded = sequence_sums(torch.ones(1, 2), torch.full((1, 2), PADDING), 1)
+    assert padded.tolist() == [0]
