@@ -13,7 +13,7 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import Verifier
 from upweight.core.work import Machine
 from upweight.model.heads import ScalarHead
-from upweight.rollout.sandbox import SandboxLimits, sandbox
+from upweight.rollout.sandbox import Sandbox, SandboxLimits
 from upweight.text.tokenizer import Tokenizer
 from upweight.verify.answers import AnswerVerifier
 from upweight.verify.code_tests import CodeVerifier
@@ -42,8 +42,8 @@ def open_verifier(config: RewardConfig, inputs: Mapping[str, Path], machine: Mac
     elif config.kind == "answer":
         yield AnswerVerifier()
     elif config.kind == "code":
-        with sandbox(config.limits, workers=machine.workers, unsafe=machine.unsafe_execution) as pool:
-            yield CodeVerifier(pool)
+        with Sandbox(workers=machine.workers, unsafe=machine.unsafe_execution) as pool:
+            yield CodeVerifier(pool, limits=config.limits)
     else:
         if "reward" not in inputs:
             raise UserError(
