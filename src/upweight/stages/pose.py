@@ -13,7 +13,7 @@ from typing import Any
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Verifier
-from upweight.core.records import Problem
+from upweight.core.records import Conversation, Problem
 from upweight.core.work import Estimate, Monitor, Summary, Work
 from upweight.store.jsonl import write_jsonl
 from upweight.synthesize import pipelines, programs, stories
@@ -169,13 +169,21 @@ def _draws(wanted: int, seen: set[str], domain: str) -> Iterator[int]:
         yield index
 
 
-def _gold(config: Config, seed: int) -> Iterator[Any]:
-    for index in range(config.gold_stem):
-        told = stories.story(seed, index, fewest_steps=config.fewest_steps, most_steps=config.most_steps)
-        yield stories.conversation(told, "gold-stem")
-    for index in range(config.gold_code):
-        made = pipelines.program(seed, index, fewest_steps=config.fewest_operations, most_steps=config.most_operations)
-        yield programs.conversation(made, "gold-code")
+def _gold(config: Config, seed: int) -> Iterator[Conversation]:
+    """Stories and programs evenly mixed, so that the first so many of them hold both in the same shares."""
+    for index in range(config.gold_stem + config.gold_code):
+        # how many programs there are among the first `index`, and among the first `index + 1`
+        before, after = (
+            part * config.gold_code // (config.gold_stem + config.gold_code) for part in (index, index + 1)
+        )
+        if after > before:
+            fewest, most = config.fewest_operations, config.most_operations
+            yield programs.conversation(
+                pipelines.program(seed, before, fewest_steps=fewest, most_steps=most), "gold-code"
+            )
+        else:
+            told = stories.story(seed, index - before, fewest_steps=config.fewest_steps, most_steps=config.most_steps)
+            yield stories.conversation(told, "gold-stem")
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:

@@ -45,7 +45,9 @@ def test_pose_writes_what_was_asked_for_twice_the_same(tmp_path: Path) -> None:
         reserved = pipelines.reserved if "code" in name else stories.reserved
         assert all(reserved(one.messages[0].content) == name.startswith("reserved") for one in found)
     assert all(one.tests and one.answer is None for one in problems["code"])
-    assert len(read_jsonl(tmp_path / "one" / "gold.jsonl", Conversation)) == 5
+    # three stories and two programs, evenly mixed: floor(2 i / 5) grows at the third and the fifth
+    gold = read_jsonl(tmp_path / "one" / "gold.jsonl", Conversation)
+    assert [talk.source.removeprefix("gold-") for talk in gold] == ["stem", "stem", "code", "stem", "code"]
     assert len(read_jsonl(tmp_path / "one" / "preference_pairs.jsonl", Pair)) == 15
     assert summary["examples"]["stem"][0].startswith(problems["stem"][0].messages[0].content)
 
