@@ -107,22 +107,36 @@ def _turns(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | Non
                 f"{where}: the chat template does not write the prompt that the model is asked with at the start of "
                 f"the finished turn: it asks with ...{prompt[-60:]!r} and writes ...{full[-120:]!r}"
             )
-        turns.append(_Turn(full, len(prompt), _end_of_turn(tokenizer, full, len(prompt), where), message.trained))
+        end = _end_of_turn(tokenizer, full, len(prompt), where)
+        _check_written(message, full[len(prompt) : end], where)
+        turns.append(_Turn(full, len(prompt), end, message.trained))
     return turns
 
 
+def _check_written(message: Message, written: str, where: str) -> None:
+    """The turn's answer and its calls must be in what the template writes; thinking may be set otherwise."""
+    answer = message.content.rpartition("</think>")[2].strip()
+    dropped = [call.name for call in message.tool_calls if call.name not in written]
+    if dropped:
+        raise UserError(f"{where}: the chat template leaves out its call of {dropped[0]}: it knows no tools")
+    if answer not in written and not message.tool_calls:
+        raise UserError(f"{where}: the chat template writes no text of it, the model would learn to say nothing")
+
+
 def _end_of_turn(tokenizer: Tokenizer, full: str, begin: int, where: str) -> int:
-    """The character after the token that ends the turn. What follows it must be blank."""
+    """The character after the token that ends the turn. Only blanks and control tokens may follow it."""
     written = full[begin:]
     if not written.strip():
         raise UserError(f"{where}: the chat template writes nothing for it, the loss mask would be empty")
-    ends = [
-        written.rfind(text) + len(text)
-        for text in (tokenizer.decode([number]) for number in tokenizer.special_ids)
-        if text and text in written
-    ]
-    end = max(ends, default=0)
-    if not end or written[end:].strip():
+    control = sorted(tokenizer.control_tokens, key=written.rfind)
+    last = tokenizer.token_text(tokenizer.end_of_turn)
+    if last not in written:
+        last = control[-1] if control else ""
+    end = written.rfind(last) + len(last) if last and last in written else 0
+    rest = written[end:]
+    for token in control:
+        rest = rest.replace(token, "")
+    if not end or rest.strip():
         raise UserError(
             f"{where}: the chat template writes no control token at the end of the turn (it ends with "
             f"{written[-40:]!r}), so the model would never learn to stop"

@@ -77,7 +77,7 @@ def render_text(
             add_generation_prompt=generation_prompt,
             **(special_tokens or {}),
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         roles = ", ".join(message.role for message in messages)
         raise UserError(f"the chat template refuses a conversation of the roles {roles}: {error}") from error
     return rendered
@@ -116,9 +116,9 @@ def _compiled(template: str) -> jinja2.Template:
         raise UserError(f"the chat template does not parse: {error}") from error
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
     """Jinja's own filter escapes HTML, which a prompt is not."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def _refuse(message: str) -> None:

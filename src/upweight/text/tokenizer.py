@@ -208,9 +208,9 @@ class Tokenizer:
         return frozenset({self.end_of_text, self.end_of_turn})
 
     @property
-    def special_ids(self) -> frozenset[int]:
-        """The ids of all control tokens."""
-        return self._special_ids
+    def control_tokens(self) -> Mapping[str, int]:
+        """The control tokens by name."""
+        return self._control
 
     def token_id(self, token: str) -> int:
         """The id of one token by its text. Raises UserError where there is none."""
