@@ -8,20 +8,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count as counting
+from itertools import islice
 from typing import Any
 
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
-from upweight.core.protocols import Verifier
 from upweight.core.records import Conversation, Problem
-from upweight.core.work import Estimate, Monitor, Summary, Work
+from upweight.core.work import Estimate, Summary, Work
+from upweight.rollout.sandbox import Sandbox
 from upweight.store.jsonl import write_jsonl
 from upweight.synthesize import pipelines, programs, stories
 from upweight.synthesize.preferences import preference_pairs
-from upweight.synthesize.validation import flaw
-from upweight.verify.reward import RewardConfig, open_verifier
+from upweight.synthesize.validation import Posed, Runner, flaws, sandboxed
 
 EXAMPLES = 3
+PROGRAMS_AT_ONCE = 32
 DRAWS_PER_PROBLEM = 50
 """A domain that gives no new sound problem in so many draws is taken to be exhausted."""
 
@@ -73,25 +74,21 @@ def run(config: Config, work: Work) -> Summary:
         made = list(_stories(config, seed_for(seed, name), wanted, reserved, name.removeprefix("reserved_")))
         write_jsonl(work.out / f"{name}.jsonl", made)
         examples[name] = [f"{one.messages[-1].content} -> {one.answer}" for one in made[:EXAMPLES]]
-    needed = config.code + config.reserved_code
-    if needed:
-        with (
-            open_verifier(RewardConfig(kind="code"), {}, work.machine) as verifier,
-            work.monitor.track("validate programs", total=needed, unit="problems") as bar,
-        ):
-            for name, wanted, reserved in (
-                ("code", config.code, False),
-                ("reserved_code", config.reserved_code, True),
-            ):
-                sound = []
-                for one in _programs(config, seed_for(seed, name), wanted, reserved, verifier, dropped, work.monitor):
+    with (
+        Sandbox(workers=1, unsafe=work.machine.unsafe_execution) as sandbox,
+        work.monitor.track("validate programs", total=config.code + config.reserved_code, unit="problems") as bar,
+    ):
+        for name, wanted, reserved in (("code", config.code, False), ("reserved_code", config.reserved_code, True)):
+            sound: list[Problem] = []
+            for one, flaw in _programs(config, seed_for(seed, name), wanted, reserved, sandboxed(sandbox)):
+                if flaw is None:
                     sound.append(one)
-                    bar.advance(1)
-                write_jsonl(work.out / f"{name}.jsonl", sound)
-                examples[name] = [[one.messages[-1].content, one.tests[0]] for one in sound[:EXAMPLES]]
-    else:
-        write_jsonl(work.out / "code.jsonl", [])
-        write_jsonl(work.out / "reserved_code.jsonl", [])
+                    bar.advance()
+                else:
+                    dropped[flaw.partition(":")[0]] += 1
+                    work.monitor.record(dropped=one.messages[-1].content, reason=flaw)
+            write_jsonl(work.out / f"{name}.jsonl", sound)
+            examples[name] = [[one.messages[-1].content, one.tests[0]] for one in sound[:EXAMPLES]]
     gold = [*_gold(config, seed_for(seed, "gold"))]
     write_jsonl(work.out / "gold.jsonl", gold)
     pairs = list(
@@ -130,30 +127,25 @@ def _stories(config: Config, seed: int, wanted: int, reserved: bool, source: str
 
 
 def _programs(
-    config: Config,
-    seed: int,
-    wanted: int,
-    reserved: bool,
-    verifier: Verifier,
-    dropped: Counter[str],
-    monitor: Monitor,
-) -> Iterator[Problem]:
+    config: Config, seed: int, wanted: int, reserved: bool, runner: Runner
+) -> Iterator[tuple[Problem, str | None]]:
+    """Each different program once, with its flaw if it has one, until as many sound ones as wanted have come."""
     fewest, most = config.fewest_operations, config.most_operations
-    seen: set[str] = set()
+    found: set[str] = set()
     unfit: set[str] = set()
-    for index in _draws(wanted, seen, f"programs of {fewest} to {most} operations"):
-        drawn = pipelines.program(seed, index, fewest_steps=fewest, most_steps=most, evaluation=reserved)
-        made = programs.problem(drawn, tests=config.tests)
-        if made.id in seen or made.id in unfit:
-            continue
-        why = flaw(made, drawn.solution, programs.wrong_solutions(drawn, tests=config.tests), verifier)
-        if why is None:
-            seen.add(made.id)
-            yield made
-        else:
-            unfit.add(made.id)
-            dropped[why.partition(":")[0]] += 1
-            monitor.record(dropped=made.messages[-1].content, reason=why)
+    draws = _draws(wanted, found, f"programs of {fewest} to {most} operations")
+    while batch := list(islice(draws, PROGRAMS_AT_ONCE)):
+        posed: dict[str, Posed] = {}
+        for index in batch:
+            drawn = pipelines.program(seed, index, fewest_steps=fewest, most_steps=most, evaluation=reserved)
+            made = programs.problem(drawn, tests=config.tests)
+            if made.id not in found | unfit:
+                wrong = programs.wrong_solutions(drawn, tests=config.tests)
+                posed[made.id] = Posed(made, drawn.solution, wrong)
+        for one, flaw in zip(posed.values(), flaws(list(posed.values()), runner), strict=True):
+            if len(found) < wanted:
+                (found if flaw is None else unfit).add(one.problem.id)
+                yield one.problem, flaw
 
 
 def _draws(wanted: int, seen: set[str], domain: str) -> Iterator[int]:
@@ -161,7 +153,7 @@ def _draws(wanted: int, seen: set[str], domain: str) -> Iterator[int]:
     for index in counting():
         if len(seen) >= wanted:
             return
-        if index >= DRAWS_PER_PROBLEM * wanted + 1000:
+        if index >= DRAWS_PER_PROBLEM * max(wanted, 10):
             raise UserError(
                 f"the domain gave {len(seen):,} different {domain} in {index:,} draws, {wanted:,} were asked for: "
                 "ask for fewer, or allow more steps"
@@ -187,10 +179,10 @@ def _gold(config: Config, seed: int) -> Iterator[Conversation]:
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """Stories cost 60 microseconds (reserved ones ten times that), programs are run eight times at about 5 ms."""
+    """Stories cost 60 microseconds, reserved ones ten times that; running a program and its mutants a millisecond."""
     drawn = config.stem + config.preference + config.preference_pairs + 10 * config.reserved_stem
     checked = config.code + config.reserved_code
     problems = drawn + checked
     return Estimate(
-        seconds=6e-5 * drawn + 0.04 * checked, disk_bytes=600.0 * problems, memory_bytes=2e8 + 2000 * problems
+        seconds=6e-5 * drawn + 1e-3 * checked, disk_bytes=600.0 * problems, memory_bytes=2e8 + 2000 * problems
     )

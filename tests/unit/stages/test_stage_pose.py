@@ -64,6 +64,6 @@ def test_another_seed_poses_other_problems(tmp_path: Path) -> None:
 
 def test_a_domain_that_runs_out_is_an_error(tmp_path: Path) -> None:
     # one operation: about 100 statements in all, a sixteenth of them reserved
-    config = pose.Config(stem=0, code=0, preference=0, reserved_stem=0, reserved_code=60, most_operations=1)
+    config = pose.Config(stem=0, code=0, preference=0, reserved_stem=0, reserved_code=12, most_operations=1)
     with pytest.raises(UserError, match=r"programs of 1 to 1 operations.*ask for fewer"):
         pose.run(config, Work(out=tmp_path, inputs={}, monitor=Silent()))

@@ -1,34 +1,35 @@
 """Programs: two derivations agree, tests tell wrong from right, statements are read back, reserved ones kept apart."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
 
-from upweight.core.protocols import Verifier
-from upweight.core.records import Completion, Problem, Verdict
+from upweight.core.records import Problem
+from upweight.rollout.sandbox import Sandbox
 from upweight.synthesize import programs
 from upweight.synthesize.pipelines import ENDINGS, OPERATIONS, Program, mutants, program, reserved
 from upweight.synthesize.programs import ProgramDocuments, problem, wrong_solutions
 from upweight.synthesize.reading import read_program
-from upweight.synthesize.validation import flaw
+from upweight.synthesize.validation import Posed, flaws, sandboxed
 
 
-@dataclass(frozen=True)
-class InProcess(Verifier):
+def in_process(work: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[list[str]]:
     """Runs code of ours in this process, which is enough for programs that no model wrote."""
+    return [[_failure(program, tests) for program in programs] for programs, tests in work]
 
-    def score(self, problem: Problem, group: Sequence[Completion]) -> list[Verdict]:
-        return [self._run(problem, completion.text) for completion in group]
 
-    def _run(self, problem: Problem, code: str) -> Verdict:
-        space: dict[str, object] = {}
-        try:
-            exec(code, space)  # noqa: S102 - procedural code
-            for test in problem.tests:
-                exec(test, space)  # noqa: S102
-        except (AssertionError, TypeError, ValueError, AttributeError) as error:
-            return Verdict(0.0, type(error).__name__)
-        return Verdict(1.0, "passed")
+def _failure(code: str, tests: Sequence[str]) -> str:
+    space: dict[str, object] = {}
+    try:
+        exec(code, space)  # noqa: S102 - procedural code
+        for test in tests:
+            exec(test, space)  # noqa: S102
+    except (AssertionError, TypeError, ValueError, AttributeError) as error:
+        return type(error).__name__
+    return ""
+
+
+def flaw(problem: Problem, solution: str, wrong: tuple[str, ...]) -> str | None:
+    return flaws([Posed(problem, solution, wrong)], in_process)[0]
 
 
 def test_a_program_by_hand() -> None:
@@ -43,12 +44,11 @@ def test_a_program_by_hand() -> None:
 
 
 def test_solutions_return_what_their_operations_mean() -> None:
-    verifier = InProcess()
     for index in range(400):
         made = program(1, index)
         posed = problem(made)
         assert len(posed.tests) == 8
-        assert verifier.score(posed, [Completion((), (), made.solution, "end", "")])[0].score == 1, made.statement
+        assert flaw(posed, made.solution, ()) is None, made.statement
 
 
 def test_every_operation_is_right_alone() -> None:
@@ -56,28 +56,41 @@ def test_every_operation_is_right_alone() -> None:
         for operation in (*OPERATIONS[kind], *ENDINGS[kind]):
             for constant in {operation.smallest, operation.largest}:
                 made = Program(kind, ((operation, constant),))
-                posed = problem(made)
-                assert InProcess().score(posed, [Completion((), (), made.solution, "end", "")])[0].score == 1
+                assert flaw(problem(made), made.solution, ()) is None
 
 
 def test_a_problem_is_sound_only_where_wrong_programs_fail() -> None:
     square = OPERATIONS["x"][5]
     made = Program("x", ((square, 0),))
     posed = problem(made)
-    assert flaw(posed, made.solution, wrong_solutions(made), InProcess()) is None
+    assert flaw(posed, made.solution, wrong_solutions(made)) is None
     # at least 9 and then at most 1 is always 1: "return 1" passes
     always = Program("x", ((OPERATIONS["x"][6], 9), (OPERATIONS["x"][7], 1)))
-    found = flaw(problem(always), always.solution, wrong_solutions(always), InProcess())
+    found = flaw(problem(always), always.solution, wrong_solutions(always))
     assert found is not None
     assert found.startswith("a wrong program passes")
-    assert flaw(posed, "def f(x):\n    return x", (), InProcess()) == "the solution fails: AssertionError"
-    assert flaw(Problem("p", posed.messages), made.solution, (), InProcess()) == "no tests"
+    assert flaw(posed, "def f(x):\n    return x", ()) == "the solution fails: AssertionError"
+    assert flaw(Problem("p", posed.messages), made.solution, ()) == "no tests"
+
+
+def test_tests_that_depend_on_chance_are_found() -> None:
+    # the second run of the same solution fails
+    found = flaws([Posed(problem(program(0, 0)), "", ())], lambda work: [["", "AssertionError"]])
+    assert found == ["the solution fails: AssertionError"]
+
+
+def test_the_sandbox_finds_the_same_as_this_process() -> None:
+    posed = [Posed(problem(made), made.solution, wrong_solutions(made)) for made in _made(60)]
+    with Sandbox(workers=1) as sandbox:
+        found = flaws(posed, sandboxed(sandbox))
+    assert found == flaws(posed, in_process)
+    assert any(found)
 
 
 def test_most_programs_are_sound() -> None:
-    flaws = [flaw(problem(made), made.solution, wrong_solutions(made), InProcess()) for made in _made(200)]
-    assert sum(found is None for found in flaws) > 150
-    assert not any(found and found.startswith("the solution") for found in flaws)
+    found = flaws([Posed(problem(made), made.solution, wrong_solutions(made)) for made in _made(200)], in_process)
+    assert sum(one is None for one in found) > 150
+    assert not any(one and one.startswith("the solution") for one in found)
 
 
 def test_mutants_differ() -> None:
