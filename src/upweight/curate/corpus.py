@@ -1,9 +1,12 @@
-"""The documents of an artifact, `documents/*.parquet` with columns id, text and source, read a batch at a time."""
+"""The documents of an artifact, `documents/*.parquet` with columns id, text and source, a batch at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+import pyarrow as arrow
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
@@ -11,6 +14,10 @@ from upweight.core.errors import UserError
 from upweight.core.records import Document
 
 DOCUMENTS_AT_ONCE = 1_000
+DOCUMENTS_OF_FILE = 50_000
+
+_DOCUMENTS = arrow.schema([(name, arrow.string()) for name in ("id", "text", "source")])
+_DROPPED = arrow.schema([(name, arrow.string()) for name in ("id", "source", "reason", "detail", "excerpt")])
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,79 @@ def batches(files: Sequence[Path], size: int = DOCUMENTS_AT_ONCE) -> Iterator[li
 def excerpt(text: str, most: int = 300) -> str:
     """The beginning of a text, marked where it was cut."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+class RowWriter:
+    """A parquet file written row by row with bounded memory; it appears whole when the block ends without an error."""
+
+    def __init__(self, path: Path, schema: arrow.Schema) -> None:
+        self._path = path
+        self._schema = schema
+        self._building = path.with_name(f".{path.name}.building")
+        self._rows: list[tuple[object, ...]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = parquet.ParquetWriter(self._building, schema, compression="zstd")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(complete=error is None)
+
+    def add(self, *row: object) -> None:
+        """One row, in the order of the columns."""
+        self._rows.append(row)
+        if len(self._rows) >= DOCUMENTS_AT_ONCE:
+            self._flush()
+
+    def close(self, *, complete: bool = True) -> None:
+        """Finish the file, or take back what there is of it."""
+        if complete:
+            self._flush()
+        self._file.close()
+        if complete:
+            self._building.replace(self._path)
+        else:
+            self._building.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        columns = zip(*self._rows, strict=True) if self._rows else ([] for _ in self._schema)
+        arrays = [arrow.array(list(column), field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._file.write_batch(arrow.record_batch(arrays, schema=self._schema))
+        self._rows.clear()
+
+
+def drop_writer(path: Path) -> RowWriter:
+    """A file of what was left out: id, source, reason, detail and excerpt."""
+    return RowWriter(path, _DROPPED)
+
+
+class DocumentWriter:
+    """Documents written to numbered files of a directory, in order."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = 0
+        self._in_file = 0
+        self._file: RowWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close(complete=error is None)
+
+    def add(self, document: Document) -> None:
+        """One document more."""
+        if self._file is None or self._in_file == DOCUMENTS_OF_FILE:
+            if self._file is not None:
+                self._file.close()
+            self._file = RowWriter(self._directory / f"{self._files:05d}.parquet", _DOCUMENTS)
+            self._files, self._in_file = self._files + 1, 0
+        self._file.add(document.id, document.text, document.source)
+        self._in_file += 1
