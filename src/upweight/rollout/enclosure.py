@@ -72,7 +72,7 @@ class Enclosure:
         with theirs, tempfile.TemporaryFile() as errors:
             self._process = subprocess.Popen(
                 command,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env={"PYTHONHASHSEED": "0"},
@@ -96,7 +96,9 @@ class Enclosure:
         """A fresh fork-server. Raises IsolationUnavailable where it cannot be isolated and `unsafe` is False."""
         program = bubblewrap()
         if platform.system() != "Linux" or not seccomp.SUPPORTED:
-            problem = f"the sandbox needs Linux on x86_64 or aarch64, and this is {platform.system()} {platform.machine()}"
+            problem = (
+                f"the sandbox needs Linux on x86_64 or aarch64, and this is {platform.system()} {platform.machine()}"
+            )
         elif program is None:
             problem = "bubblewrap is not installed"
         else:

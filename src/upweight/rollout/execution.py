@@ -1,7 +1,6 @@
 """One run in a sandbox, from the host's side: hand out descriptors, read what is written, end it in time."""
 
 import fcntl
-import json
 import math
 import os
 import selectors

@@ -6,11 +6,12 @@ Values travel as JSON with their types told, so that 1, 1.0, True, "1" and (1,) 
 run anything: `unpack` builds numbers, strings and containers of them.
 
 A test that cannot be reduced to calls and expected values runs in a child of its own. There, the candidate's functions
-are stand-ins that send the arguments to the candidate's child and give back what it answers (with the changes it made to
-lists, dicts and sets that it was given). The test's text, its comparisons and its verdict live where the candidate has
-no way in. Objects of the candidate's own classes stay with it. They can be made, called, read and iterated over, but not
-compared or computed with, because then the candidate's own code would decide; such a test is undecidable here.
+are stand-ins that send the arguments to the candidate's child and give back what it answers (with the changes it made
+to lists, dicts and sets that it was given). The test's text, its comparisons and its verdict live where the candidate
+has no way in. Objects of the candidate's own classes stay with it. They can be made, called, read and iterated over,
+but not compared or computed with, because then the candidate's own code would decide: such a test is undecidable.
 """
+# ruff: noqa: S102, S307, BLE001 - running foreign code, whatever it raises, is what this file is for
 
 import builtins
 import functools
@@ -239,7 +240,10 @@ class Remote:
         return self._ask("__next__", True)
 
     def __len__(self) -> int:
-        return int(self._ask("__len__", True))
+        try:
+            return int(self._ask("__len__", True))
+        except AttributeError as error:
+            raise TypeError("an object of the candidate's own type has no len()") from error
 
     def __getitem__(self, key: Any) -> Any:
         return self._ask("__getitem__", True, (key,))
@@ -270,9 +274,10 @@ def _refuse(name: str) -> Callable[..., Any]:
 
 
 for _name in (
-    "eq ne lt le gt ge contains add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow neg abs "
-    "and rand or ror xor rxor int float index round hash str format bool"
-).split():
+    *("eq", "ne", "lt", "le", "gt", "ge", "contains", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"),
+    *("rtruediv", "floordiv", "rfloordiv", "mod", "rmod", "pow", "rpow", "neg", "abs", "and", "rand", "or", "ror"),
+    *("xor", "rxor", "int", "float", "index", "round", "hash", "str", "format", "bool"),
+):
     setattr(Remote, f"__{_name}__", _refuse(f"__{_name}__"))
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)

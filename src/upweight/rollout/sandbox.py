@@ -15,39 +15,35 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import TypeVar
 
 from upweight.rollout.enclosure import Enclosure
 from upweight.rollout.execution import Execution, SandboxLimits, SandboxLost, execute
 
-__all__ = ["Execution", "Job", "Sandbox", "SandboxLimits", "run_python", "shared_sandbox"]
+__all__ = ["Execution", "Sandbox", "SandboxLimits", "run_python", "shared_sandbox"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 ATTEMPTS = 3
 """How often a program is started whose sandbox is lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One program for `Sandbox.run_many`."""
-
-    code: str
-    stdin: str = ""
-    limits: SandboxLimits = SandboxLimits()
 
 
 class Sandbox:
     """A pool of warm fork-servers, one program at a time in each. Safe to use from several threads.
 
     Args:
+        limits: those of programs for which none are given.
         workers: how many programs run at once; the servers start when they are first needed.
         unsafe: where isolation is not to be had, run without namespaces instead of refusing.
     """
 
-    def __init__(self, *, workers: int = 2, unsafe: bool = False) -> None:
+    def __init__(self, limits: SandboxLimits | None = None, *, workers: int = 2, unsafe: bool = False) -> None:
         if workers < 1:
             raise ValueError(f"a sandbox of {workers} workers can run nothing")
+        self.limits = limits or SandboxLimits()
         self.workers = workers
         self._unsafe = unsafe
         self._closed = False
@@ -80,10 +76,12 @@ class Sandbox:
         """Run one program to its end."""
         return self._execute("program", code, stdin, limits, None)
 
-    def run_many(self, jobs: Sequence[Job]) -> list[Execution]:
-        """Run several programs, as many at once as there are workers; results in their order."""
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`work` on each item, as many at once as there are workers; results in the items' order."""
+        if self.workers == 1 or len(items) < 2:
+            return [work(item) for item in items]
         with ThreadPoolExecutor(self.workers) as threads:
-            return list(threads.map(lambda job: self.run(job.code, stdin=job.stdin, limits=job.limits), jobs))
+            return list(threads.map(work, items))
 
     def run_calls(self, program: str, calls: Sequence[str], *, limits: SandboxLimits | None = None) -> Execution:
         """Run a program, then evaluate expressions in its namespace; `results` holds a JSON line for each.
@@ -107,7 +105,7 @@ class Sandbox:
         for attempt in range(ATTEMPTS):
             try:
                 with self._enclosure() as enclosure:
-                    bounds = limits or SandboxLimits()
+                    bounds = limits or self.limits
                     return execute(enclosure, role, source, stdin=stdin, limits=bounds, candidate=candidate)
             except SandboxLost as error:
                 if attempt == ATTEMPTS - 1:
@@ -156,9 +154,7 @@ def shared_sandbox(*, unsafe: bool = False) -> Sandbox:
         return _shared[unsafe]
 
 
-def run_python(
-    code: str, *, stdin: str = "", limits: SandboxLimits | None = None, unsafe: bool = False
-) -> Execution:
+def run_python(code: str, *, stdin: str = "", limits: SandboxLimits | None = None, unsafe: bool = False) -> Execution:
     """Run one model-written program in the shared pool.
 
     Raises IsolationUnavailable where it cannot be isolated; `unsafe=True` runs it there without namespaces, with a

@@ -2,7 +2,7 @@
 
 Standard library only, because this file is also read inside the sandbox. The filter is classic BPF (linux/seccomp.h):
 each instruction is (code, jump if true, jump if false, constant) in 8 bytes, and it reads the system call's number and
-arguments. What is not listed fails with "operation not permitted", so that an honest program gets an ordinary exception.
+arguments. What is not listed fails with "operation not permitted", an ordinary exception to an honest program.
 
 Left out on purpose: every call that starts a process or a program (fork, execve), reaches another one (ptrace,
 process_vm_readv, pidfd_*), opens a socket, mounts, changes limits or privileges, or takes memory that the address-space
@@ -56,8 +56,14 @@ _AARCH64 = {
 _CONDITIONAL = {
     "x86_64": {"clone": 56, "clone3": 435, "kill": 62, "tgkill": 234, "ioctl": 16, "prlimit64": 302, "socketpair": 53},
     "aarch64": {
-        "clone": 220, "clone3": 435, "kill": 129, "tgkill": 131, "ioctl": 29, "prlimit64": 261, "socketpair": 199,
-    },  # fmt: skip
+        "clone": 220,
+        "clone3": 435,
+        "kill": 129,
+        "tgkill": 131,
+        "ioctl": 29,
+        "prlimit64": 261,
+        "socketpair": 199,
+    },
 }
 _TABLES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -94,7 +100,9 @@ def _template(machine: str) -> bytes:
     # the C library falls back to clone, whose flags are readable here, only where clone3 does not exist
     program += [(_EQUAL, 0, 1, special["clone3"]), (_RETURN, 0, 0, _ENOSYS)]
     for name in ("kill", "tgkill"):
-        program += _when(special[name], [(_LOAD, 0, 0, _low(0)), (_EQUAL, 0, 1, int.from_bytes(_OWN_PID, "little"))], _EPERM)
+        program += _when(
+            special[name], [(_LOAD, 0, 0, _low(0)), (_EQUAL, 0, 1, int.from_bytes(_OWN_PID, "little"))], _EPERM
+        )
     choices = [instruction for code in _IOCTLS for instruction in ((_EQUAL, 0, 1, code), (_RETURN, 0, 0, _ALLOW))]
     program += _when(special["ioctl"], [(_LOAD, 0, 0, _low(1)), *choices[:-1]], _ENOTTY)
     asked = [(_LOAD, 0, 0, _low(2)), (_EQUAL, 0, 3, 0), (_LOAD, 0, 0, _low(2) + 4), (_EQUAL, 0, 1, 0)]

@@ -3,15 +3,16 @@
 Standard library only; it runs under bubblewrap and never imports the rest of the package. Starting an interpreter
 costs several milliseconds, forking a warm one less than one.
 
-What a child could reach is what this process held when it forked, so it holds nothing worth having: programs, inputs and
-tests arrive as file descriptors that only the child which they are meant for reads, and outputs go from the child to the
-host without passing through here. The children cannot signal, trace or read this process (see seccomp.py), and only this
-process tells the host how they ended.
+What a child could reach is what this process held when it forked, so it holds nothing worth having: programs, inputs
+and tests arrive as file descriptors that only the child which they are meant for reads, and outputs go from the child
+to the host without passing through here. The children cannot signal, trace or read this process (see seccomp.py), and
+only this process tells the host how they ended.
 
-The control channel, handed over as standard input, is a sequenced-packet socket. A request is JSON with the limits and the roles,
-with the descriptors attached; the answer is JSON with each child's exit status, times and peak memory. While children
-run, any message means: kill them; end of file means: the host is gone, so end everything.
+The control channel, handed over as standard input, is a sequenced-packet socket. A request is JSON with the limits and
+the roles, with the descriptors attached; the answer is JSON with each child's exit status, times and peak memory. While
+children run, any message means: kill them; end of file means: the host is gone, so end everything.
 """
+# ruff: noqa: BLE001, SIM115 - foreign code may raise anything, and its standard streams stay open as long as it runs
 
 import array
 import atexit
@@ -125,8 +126,8 @@ def _self_test(scratch: Scratch | None) -> str:
 def _run(control: socket.socket, request: Any, descriptors: list[int], scratch: Scratch | None) -> dict[str, Any]:
     """Fork the children of one request, wait for the first of them, end the others.
 
-    `request["roles"]` names, for each child, what it does and which of the descriptors become its 0, 1, 2, ...; the last
-    one holds its program.
+    `request["roles"]` names, for each child, what it does and which of the descriptors become its 0, 1, 2, ...; the
+    last one holds its program.
     """
     limits = request["limits"]
     if scratch is not None:
