@@ -5,6 +5,7 @@ import torch
 
 from upweight.core.batches import PADDING
 from upweight.model.config import ModelConfig
+from upweight.model.rope import RopeTable
 from upweight.model.transformer import make_model
 
 LENGTHS = ((70, 1, 59, 120), (130, 64), (250,))
@@ -52,3 +53,19 @@ def test_no_gradient_flows_between_documents() -> None:
     touched = gradient.abs().sum(-1) > 0
     assert touched[segments == 2].all()
     assert not touched[segments != 2].any()
+
+
+def test_positions_restart_with_each_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    # rotary attention depends on differences of positions alone, so outputs do not show where counting began
+    model = make_model(ModelConfig(vocab_size=97, width=32, layers=1, heads=4, kv_heads=2, ffn=64), 0)
+    _, tokens, positions, segments = packed()
+    seen: list[torch.Tensor] = []
+    rotations = RopeTable.rotations
+
+    def remember(self: RopeTable, positions: torch.Tensor, longest: int) -> torch.Tensor:
+        seen.append(positions)
+        return rotations(self, positions, longest)
+
+    monkeypatch.setattr(RopeTable, "rotations", remember)
+    model(tokens, None, segments)
+    assert torch.equal(seen[0][segments != PADDING], positions[segments != PADDING])
