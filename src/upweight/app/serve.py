@@ -1,0 +1,298 @@
+"""HTTP: the OpenAI interface below /v1 with streaming, and a page to chat at /.
+
+A request is bounded in size, length and time, and only so many are answered at once; it is refused, not queued without
+end. The default address can be reached from this machine alone, under its own name: there is no password.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from upweight.app.asked import Asked, ChatRequest, TextRequest
+from upweight.app.engine import Engine, Piece
+from upweight.app.lineage import find_model
+from upweight.core.errors import UserError
+from upweight.core.work import Machine
+from upweight.model.weights import load
+from upweight.text.tokenizer import Tokenizer
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FINISH = {"end": "stop", "stop": "stop", "length": "length"}
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Attributes:
+    max_new_tokens: the longest answer that a request may ask for.
+    concurrent: answers in the making at once; further requests get status 429.
+    body_bytes: the largest request.
+    seconds: the longest that an answer may take; it is then cut off.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_new_tokens: int = 2048
+    concurrent: int = 32
+    body_bytes: int = 1_000_000
+    seconds: float = 300.0
+
+
+class Refused(Exception):
+    """A request that is answered with an error of the OpenAI interface."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+def serve(given: str, *, root: Path, machine: Machine, config: ServeConfig) -> None:
+    """Serve the model that `given` names until it is stopped; what is being answered may finish within seconds."""
+    directory = find_model(given, root)
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    model, _ = load(directory, device=machine.device)
+    engine = Engine(model, Tokenizer.load(directory), rows=config.concurrent)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"{directory} at http://{host}:{config.port} (chat page) and http://{host}:{config.port}/v1", flush=True)
+    app = make_app(engine, given, config)
+    uvicorn.run(app, host=config.host, port=config.port, log_level="warning", timeout_graceful_shutdown=5)
+
+
+def make_app(engine: Engine, name: str, config: ServeConfig) -> FastAPI:
+    """The application around an engine; it closes the engine when it shuts down."""
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    app = FastAPI(title="upweight", lifespan=life, docs_url=None, redoc_url=None)
+    desk = _Desk(engine, name, config)
+    if config.host in LOOPBACK:  # a page on the web must not reach us under a name of its own (DNS rebinding)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "::1"])
+    app.add_middleware(_BoundedBody, most=config.body_bytes)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(UserError, _user_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> str:
+        return files("upweight.app").joinpath("page.html").read_text()
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        entry = {"id": name, "object": "model", "created": desk.began, "owned_by": "upweight"}
+        return {"object": "list", "data": [entry]}
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        return await desk.answer(asked, request)
+
+    @app.post("/v1/completions")
+    async def completions(asked: TextRequest, request: Request) -> Response:
+        return await desk.answer(asked, request)
+
+    return app
+
+
+class _Desk:
+    """Takes requests in, within the bounds, and writes the answers."""
+
+    def __init__(self, engine: Engine, name: str, config: ServeConfig) -> None:
+        self.engine, self.name, self.config = engine, name, config
+        self.began = int(time.time())
+        self._busy = 0
+        self._unseeded = itertools.count(time.time_ns())
+
+    async def answer(self, asked: Asked, request: Request) -> Response:
+        if asked.model not in ("", self.name):
+            raise Refused(404, f"there is no model {asked.model!r} here: it is called {self.name!r}", "model_not_found")
+        prompts = asked.prompts(self.engine.tokenizer)
+        if self._busy + len(prompts) > self.config.concurrent:
+            raise Refused(429, f"{self._busy} answers are being made; try again in a moment", "busy")
+        room = self.engine.capacity - max(map(len, prompts))
+        limits = [
+            asked.limits(min(self.config.max_new_tokens, room), next(self._unseeded), index)
+            for index in range(len(prompts))
+        ]
+        self._busy += len(prompts)
+        made = _Made(len(prompts))
+        try:
+            made.requests = [
+                self.engine.submit(prompt, limit, made.deliver(index), seconds=self.config.seconds)
+                for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+            ]
+        except BaseException:
+            self._leave(made)
+            raise
+        head = {"id": f"{asked.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        if asked.stream:
+            events = self._events(asked, made, head, sum(map(len, prompts)))
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return await self._whole(asked, made, head, sum(map(len, prompts)), request)
+
+    async def _events(self, asked: Asked, made: "_Made", head: Mapping[str, Any], read: int) -> AsyncIterator[str]:
+        """Server-sent events: each piece as it comes."""
+        tokenizer = self.engine.tokenizer
+        written = 0
+        try:
+            for index in range(made.count):
+                opening = asked.opening(index)
+                if opening is not None:
+                    yield _event({**head, "object": asked.chunk_object, "choices": [opening]})
+            async for index, piece in made.pieces():
+                if piece.stop == "error":
+                    yield _event({"error": {"message": piece.error, "type": "server_error", "code": "stopped"}})
+                    break
+                written += 1
+                if piece.text or piece.stop or asked.wants_logprobs:
+                    finish = FINISH[piece.stop] if piece.stop else None
+                    choice = asked.piece(index, piece, finish, tokenizer)
+                    yield _event({**head, "object": asked.chunk_object, "choices": [choice]})
+            if asked.stream_options is not None and asked.stream_options.include_usage:
+                yield _event({**head, "object": asked.chunk_object, "choices": [], "usage": _usage(read, written)})
+            yield "data: [DONE]\n\n"
+        finally:
+            self._leave(made)
+
+    async def _whole(
+        self, asked: Asked, made: "_Made", head: Mapping[str, Any], read: int, request: Request
+    ) -> Response:
+        """One answer when all is made; broken off where the client hangs up."""
+        gathered: list[list[Piece]] = [[] for _ in range(made.count)]
+        watcher = asyncio.create_task(_hung_up(request, made))
+        try:
+            async for index, piece in made.pieces():
+                if piece.stop == "error":
+                    raise Refused(503, piece.error, "stopped")
+                gathered[index].append(piece)
+        finally:
+            watcher.cancel()
+            self._leave(made)
+        choices = [
+            asked.choice(index, pieces, FINISH[pieces[-1].stop or "length"], self.engine.tokenizer)
+            for index, pieces in enumerate(gathered)
+            if pieces
+        ]
+        usage = _usage(read, sum(map(len, gathered)))
+        return JSONResponse({**head, "object": asked.object, "choices": choices, "usage": usage})
+
+    def _leave(self, made: "_Made") -> None:
+        for request in made.requests:
+            request.cancel()
+        self._busy -= made.count
+
+
+class _Made:
+    """The pieces of one request's answers, on their way from the engine's thread to the event loop."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.requests: Sequence[Any] = []
+        self._loop = asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
+
+    def deliver(self, index: int) -> Callable[[Piece], None]:
+        def put(piece: Piece) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and its clients with it
+                self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, piece))
+
+        return put
+
+    def break_off(self) -> None:
+        """End the iteration of `pieces`: nobody reads them."""
+        self._arrived.put_nowait(None)
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """(answer, piece) as they come, until all answers have ended."""
+        left = self.count
+        while left:
+            item = await self._arrived.get()
+            if item is None:
+                return
+            yield item
+            left -= item[1].stop is not None
+
+
+async def _hung_up(request: Request, made: _Made) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.2)
+    made.break_off()
+
+
+def _event(content: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
+
+
+def _usage(read: int, written: int) -> dict[str, int]:
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _error(status: int, message: str, code: str) -> JSONResponse:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return _error(error.status, error.message, error.code)
+
+
+async def _user_error(request: Request, error: Exception) -> Response:
+    return _error(400, str(error), "invalid_request")
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    told = "; ".join(f"{'.'.join(map(str, item['loc'][1:])) or 'body'}: {item['msg']}" for item in error.errors()[:5])
+    return _error(400, told, "invalid_request")
+
+
+class _BoundedBody:
+    """Refuses a body above `most` bytes before it is read whole, whatever its headers say."""
+
+    def __init__(self, app: Any, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        too_large = _error(413, f"a request holds at most {self.most:,} bytes", "too_large")
+        if not declared.isdigit() or int(declared) > self.most:
+            await too_large(scope, receive, send)
+            return
+        body, more = b"", scope["method"] == "POST"
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.most:
+                await too_large(scope, receive, send)
+                return
+        given = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def replay() -> Any:
+            return next(given, None) or await receive()
+
+        await self.app(scope, replay, send)

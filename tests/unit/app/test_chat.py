@@ -1,0 +1,51 @@
+"""Chat answers each line of a pipe, dims the thinking and forgets the oldest turns first."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tiny_checkpoint import tiny_checkpoint
+
+from upweight.app.chat import Shown, chat, fitted
+from upweight.core.errors import UserError
+from upweight.core.protocols import Limits
+from upweight.core.records import Message
+from upweight.core.work import Machine
+from upweight.text.tokenizer import Tokenizer
+
+
+def test_thinking_is_told_from_the_answer() -> None:
+    pieces = ["<think>", "\nTwo", " plus", "</think>", "\nFive"]
+    shown = Shown(thinking=True)
+    assert [part for piece in pieces for part in shown.parts(piece)] == [
+        ("\nTwo", True),
+        (" plus", True),
+        ("\nFive", False),
+    ]
+    hidden = Shown(thinking=False)
+    assert [part for piece in pieces for part in hidden.parts(piece)] == [("\nFive", False)]
+    assert list(Shown(thinking=True).parts("a<think>b</think>c")) == [("a", False), ("b", True), ("c", False)]
+
+
+def test_a_pipe_is_answered_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tiny_checkpoint(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Ann has 3\n\nBob?\n/new\nAnn?\n/quit\nnever read\n"))
+    console = Console(file=io.StringIO(), width=200)
+    chat(str(directory), root=tmp_path, limits=Limits(8, temperature=0.0), machine=Machine(), console=console)
+    assert console.file.getvalue().count("cut off") == 3
+    assert sys.stdin.read() == "never read\n"
+
+
+def test_the_oldest_turns_go_first(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_checkpoint(tmp_path))
+    opening = Message("system", "Be brief.")
+    turns = [Message("user" if i % 2 == 0 else "assistant", f"{i} " + "x" * 50) for i in range(11)]
+    kept = fitted(tokenizer, [opening, *turns], 1, 250)
+    assert kept[0] == opening
+    assert kept[-1] == turns[-1]
+    assert kept[1].role == "user"
+    assert 2 <= len(kept) < 12
+    with pytest.raises(UserError, match="shorten it"):
+        fitted(tokenizer, [opening, Message("user", "x" * 400)], 1, 250)

@@ -1,0 +1,103 @@
+"""The engine answers as the sampler does, whoever else is being answered, and stops when nobody listens."""
+
+import queue
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_checkpoint import tiny_checkpoint
+
+from upweight.app.engine import Engine, Request
+from upweight.core.errors import UserError
+from upweight.core.protocols import Limits
+from upweight.model.weights import load
+from upweight.rollout.local import LocalSampler
+from upweight.text.tokenizer import Tokenizer
+
+LIMITS = Limits(max_new_tokens=24, temperature=1.0, top_p=0.9, seed=3)
+PROMPTS = ["Ann has 3", "Bob", "“Bob” has 5 more apples"]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory):
+    directory = tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    made = Engine(load(directory)[0], Tokenizer.load(directory), rows=2)
+    yield made
+    made.close()
+
+
+def test_the_same_answer_as_the_sampler(engine: Engine) -> None:
+    sampler = LocalSampler(engine.model, engine.tokenizer)
+    for prompt in PROMPTS:
+        wanted = sampler.sample([prompt], count=1, limits=LIMITS)[0][0]
+        pieces = list(engine.stream(engine.tokenizer.encode(prompt), LIMITS))
+        assert tuple(piece.token for piece in pieces) == wanted.tokens
+        assert "".join(piece.text for piece in pieces) == wanted.text
+        assert pieces[-1].stop == wanted.stop
+        assert [piece.logprob for piece in pieces] == pytest.approx(list(wanted.logprobs), abs=1e-5)
+
+
+def test_answers_do_not_depend_on_company(engine: Engine) -> None:
+    alone = [[piece.token for piece in engine.stream(engine.tokenizer.encode(prompt), LIMITS)] for prompt in PROMPTS]
+    together: list[list[int]] = [[] for _ in PROMPTS]
+
+    def ask(index: int) -> None:
+        together[index] = [piece.token for piece in engine.stream(engine.tokenizer.encode(PROMPTS[index]), LIMITS)]
+
+    threads = [threading.Thread(target=ask, args=[index]) for index in range(len(PROMPTS))]  # three on two rows
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_a_stop_string_across_tokens_is_never_shown(engine: Engine) -> None:
+    limits = replace(LIMITS, temperature=0.0)
+    text = "".join(piece.text for piece in engine.stream(engine.tokenizer.encode("Bob"), limits))
+    stop = text[4:7]
+    pieces = list(engine.stream(engine.tokenizer.encode("Bob"), replace(limits, stop=(stop,))))
+    assert pieces[-1].stop == "stop"
+    assert "".join(piece.text for piece in pieces) == text[: text.index(stop)]
+
+
+def test_characters_of_several_tokens_come_whole(engine: Engine) -> None:
+    request = Request([1], replace(LIMITS, max_new_tokens=10), deliver := queue.SimpleQueue().put, 60.0)
+    shown = []
+    request.deliver = lambda piece: shown.append(piece.text)
+    tokens = engine.tokenizer.encode("a日b")  # three bytes, of which the tokenizer knows no merge
+    assert len(tokens) == 5
+    for token in tokens:
+        request.take(token, 0.0, engine.tokenizer)
+    assert shown == ["a", "", "", "日", "b"]
+    assert deliver is not None
+
+
+def test_leaving_early_frees_the_row(engine: Engine) -> None:
+    for _ in range(5):  # more than there are rows
+        for _piece in engine.stream(engine.tokenizer.encode("Bob"), replace(LIMITS, max_new_tokens=400)):
+            break
+    assert list(engine.stream(engine.tokenizer.encode("Bob"), LIMITS))[-1].stop is not None
+
+
+def test_what_does_not_fit_is_refused(engine: Engine) -> None:
+    with pytest.raises(UserError, match="the context is 512"):
+        engine.submit([1] * 500, LIMITS, lambda piece: None)
+    with pytest.raises(UserError, match="empty"):
+        engine.submit([], LIMITS, lambda piece: None)
+
+
+def test_closing_ends_every_answer(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path)
+    engine = Engine(load(directory)[0], Tokenizer.load(directory), rows=1)
+    pieces: queue.SimpleQueue = queue.SimpleQueue()
+    for _ in range(3):
+        engine.submit([5], replace(LIMITS, max_new_tokens=500), pieces.put)
+    engine.close()
+    stops = []
+    while not pieces.empty():
+        stops.append(pieces.get().stop)
+    assert len([stop for stop in stops if stop is not None]) == 3
+    with pytest.raises(UserError, match="stopped answering"):
+        engine.submit([5], LIMITS, pieces.put)
