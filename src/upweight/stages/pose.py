@@ -36,6 +36,7 @@ class Config:
     preference_pairs: how many pairs for a reward model.
     fewest_steps, most_steps: steps of a story to train on.
     fewest_reserved_steps, most_reserved_steps: steps of a story to evaluate on.
+    largest_value: of every value in a story.
     fewest_operations, most_operations: of a program, for training and evaluation alike.
     tests: hidden tests of a coding problem.
     """
@@ -52,6 +53,7 @@ class Config:
     most_steps: int = 5
     fewest_reserved_steps: int = 3
     most_reserved_steps: int = 5
+    largest_value: int = stories.LARGEST_VALUE
     fewest_operations: int = 1
     most_operations: int = 3
     tests: int = 8
@@ -97,6 +99,7 @@ def run(config: Config, work: Work) -> Summary:
             seed_for(seed, "preference_pairs"),
             fewest_steps=config.fewest_steps,
             most_steps=config.most_steps,
+            largest_value=config.largest_value,
         )
     )
     write_jsonl(work.out / "preference_pairs.jsonl", pairs)
@@ -119,7 +122,14 @@ def _stories(config: Config, seed: int, wanted: int, reserved: bool, source: str
     most = config.most_reserved_steps if reserved else config.most_steps
     seen: set[str] = set()
     for index in _draws(wanted, seen, f"stories of {fewest} to {most} steps"):
-        told = stories.story(seed, index, fewest_steps=fewest, most_steps=most, evaluation=reserved)
+        told = stories.story(
+            seed,
+            index,
+            fewest_steps=fewest,
+            most_steps=most,
+            largest_value=config.largest_value,
+            evaluation=reserved,
+        )
         made = stories.problem(told, source)
         if made.id not in seen:
             seen.add(made.id)

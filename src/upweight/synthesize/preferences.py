@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from random import Random
 
 from upweight.core.records import Completion, Pair
-from upweight.synthesize.stories import Story, problem, story, thought, wrong_chain
+from upweight.synthesize.stories import LARGEST_VALUE, Story, problem, story, thought, wrong_chain
 
 FILLERS = ("Let me see.", "I have to think about this.", "So now we go on.", "That is fine.", "Let me check again.")
 
@@ -54,14 +54,16 @@ FAILURES: Mapping[str, Callable[[Story, Random], str]] = {
 WRONG_SHARE = 0.5
 
 
-def preference_pairs(count: int, seed: int, *, fewest_steps: int = 2, most_steps: int = 5) -> Iterator[Pair]:
+def preference_pairs(
+    count: int, seed: int, *, fewest_steps: int = 2, most_steps: int = 5, largest_value: int = LARGEST_VALUE
+) -> Iterator[Pair]:
     """`count` pairs on stories of the stream `seed`; the rejected completion's policy names how it fails.
 
     The completions carry text and no tokens: whoever trains on them encodes them with its own tokenizer.
     """
     others = [name for name in FAILURES if name != "wrong"]
     for index in range(count):
-        told = story(seed, index, fewest_steps=fewest_steps, most_steps=most_steps)
+        told = story(seed, index, fewest_steps=fewest_steps, most_steps=most_steps, largest_value=largest_value)
         random = Random((seed << 40) ^ index ^ (1 << 36))
         kind = "wrong" if random.random() < WRONG_SHARE else others[int(random.random() * len(others))]
         chosen = Completion((), (), thought(told.chain, told.answer), "end", "procedural: right")

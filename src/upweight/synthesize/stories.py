@@ -20,6 +20,7 @@ from upweight.core.records import Conversation, Document, Message, Problem
 
 LARGEST_VALUE = 50
 LARGEST_START = 30
+SMALLEST_RANGE = 8
 LARGEST_OPERAND = 12
 RESERVED_ONE_IN = 16
 
@@ -144,36 +145,48 @@ def reserved(question: str) -> bool:
     return hashlib.sha256(words.encode()).digest()[0] % RESERVED_ONE_IN == 0
 
 
-def story(seed: int, index: int, *, fewest_steps: int = 2, most_steps: int = 5, evaluation: bool = False) -> Story:
+def story(
+    seed: int,
+    index: int,
+    *,
+    fewest_steps: int = 2,
+    most_steps: int = 5,
+    largest_value: int = LARGEST_VALUE,
+    evaluation: bool = False,
+) -> Story:
     """The story number `index` of the stream `seed`.
 
     Args:
         seed: the stream; different seeds give different stories.
         index: the place within the stream, 0 or above.
         fewest_steps, most_steps: the number of steps is drawn evenly between these.
+        largest_value: no value on the way exceeds it; at least 8.
         evaluation: True draws reserved questions only, False never draws one.
     """
     if not 1 <= fewest_steps <= most_steps:
         raise ValueError(f"{fewest_steps} to {most_steps} steps: expected 1 <= fewest_steps <= most_steps")
+    if largest_value < SMALLEST_RANGE:
+        raise ValueError(f"largest_value is {largest_value}: stories need values up to {SMALLEST_RANGE} at least")
     random = Random((seed << 40) ^ index)
     while True:
-        drawn = _draw(random, fewest_steps + int(random.random() * (most_steps - fewest_steps + 1)))
+        length = fewest_steps + int(random.random() * (most_steps - fewest_steps + 1))
+        drawn = _draw(random, length, largest_value)
         if reserved(drawn.question) == evaluation:
             return drawn
 
 
-def _draw(random: Random, length: int) -> Story:
+def _draw(random: Random, length: int, largest_value: int) -> Story:
     draw = random.random  # the only source of chance: its sequence is the same in every version of Python
     name = NAMES[int(draw() * len(NAMES))]
     friend = NAMES[(NAMES.index(name) + 1 + int(draw() * (len(NAMES) - 1))) % len(NAMES)]
     things = OBJECTS[int(draw() * len(OBJECTS))]
     others = OBJECTS[(OBJECTS.index(things) + 1 + int(draw() * (len(OBJECTS) - 1))) % len(OBJECTS)]
     pronoun = "she" if name in SHE else "he"
-    start = value = 2 + int(draw() * (LARGEST_START - 1))
+    start = value = 2 + int(draw() * (min(LARGEST_START, largest_value) - 1))
     steps, sentences = [], []
     opening = OPENINGS[int(draw() * len(OPENINGS))].format(name=name, n=start, things=things)
     for _ in range(length):
-        step = _draw_step(random, value)
+        step = _draw_step(random, value, largest_value)
         value = step.apply(value)
         steps.append(step)
         phrases = PHRASES[step.operation]
@@ -191,12 +204,12 @@ def _draw(random: Random, length: int) -> Story:
     return Story(" ".join([opening, *sentences, closing]), start, tuple(steps))
 
 
-def _draw_step(random: Random, value: int) -> Step:
+def _draw_step(random: Random, value: int, largest_value: int) -> Step:
     draw = random.random
     while True:
         operation = OPERATIONS[int(draw() * len(OPERATIONS))]
         if operation == "+":
-            most = min(LARGEST_OPERAND, LARGEST_VALUE - value)
+            most = min(LARGEST_OPERAND, largest_value - value)
             if most >= 2:
                 return Step("+", 2 + int(draw() * (most - 1)))
         elif operation == "-":
@@ -208,7 +221,7 @@ def _draw_step(random: Random, value: int) -> Step:
                 return Step("half", 2)
         else:
             operand = {"double": 2, "triple": 3}.get(operation) or 4 + int(draw() * 2)
-            if value >= 2 and value * operand <= LARGEST_VALUE:
+            if value >= 2 and value * operand <= largest_value:
                 return Step(operation, operand)
 
 
@@ -300,7 +313,7 @@ class StoryDocuments:
         count: documents in all.
         seed: the stream of stories.
         damaged_share: which share of the documents is damaged, 0-1.
-        fewest_steps, most_steps: of each story.
+        fewest_steps, most_steps, largest_value: of each story.
     """
 
     count: int
@@ -308,6 +321,7 @@ class StoryDocuments:
     damaged_share: float = 0.3
     fewest_steps: int = 2
     most_steps: int = 5
+    largest_value: int = LARGEST_VALUE
 
     def __post_init__(self) -> None:
         if self.count < 0 or not 0 <= self.damaged_share <= 1:
@@ -316,7 +330,13 @@ class StoryDocuments:
     def documents(self) -> Iterator[Document]:
         """The documents in their fixed order; no reserved question is among them."""
         for index in range(self.count):
-            told = story(self.seed, index, fewest_steps=self.fewest_steps, most_steps=self.most_steps)
+            told = story(
+                self.seed,
+                index,
+                fewest_steps=self.fewest_steps,
+                most_steps=self.most_steps,
+                largest_value=self.largest_value,
+            )
             chance = Random((self.seed << 40) ^ index ^ (1 << 39))
             if chance.random() < self.damaged_share:
                 yield Document.of(damaged(told, chance), DAMAGED)
