@@ -57,9 +57,16 @@ def test_reserved_questions_are_never_made_for_training_and_only_they_for_evalua
 
 
 def test_a_sixteenth_of_all_questions_is_reserved() -> None:
-    # 4,000 drawn without regard to the hash: 250 expected, standard deviation sqrt(4000 x 15/256) = 15
-    drawn = [stories._draw(Random(index), 3) for index in range(4000)]
-    assert 175 < sum(stories.reserved(told.question) for told in drawn) < 325
+    # 4,000 questions: 250 expected, standard deviation sqrt(4000 x 15/256) = 15
+    assert 175 < sum(stories.reserved(f"How many are {index} apples?") for index in range(4000)) < 325
+
+
+def test_values_stay_within_the_range_that_was_asked_for() -> None:
+    for index in range(200):
+        told = story(6, index, largest_value=20)
+        assert all(int(part.rstrip(".").partition("=")[2]) <= 20 for part in told.chain.split(" "))
+    with pytest.raises(ValueError, match="largest_value"):
+        story(0, 0, largest_value=3)
 
 
 def test_every_story_can_be_read_back() -> None:
