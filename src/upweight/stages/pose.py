@@ -184,7 +184,13 @@ def _gold(config: Config, seed: int) -> Iterator[Conversation]:
                 pipelines.program(seed, before, fewest_steps=fewest, most_steps=most), "gold-code"
             )
         else:
-            told = stories.story(seed, index - before, fewest_steps=config.fewest_steps, most_steps=config.most_steps)
+            told = stories.story(
+                seed,
+                index - before,
+                fewest_steps=config.fewest_steps,
+                most_steps=config.most_steps,
+                largest_value=config.largest_value,
+            )
             yield stories.conversation(told, "gold-stem")
 
 

@@ -10,6 +10,7 @@ from upweight.core.work import Silent, Work
 from upweight.stages import pose
 from upweight.store.jsonl import read_jsonl
 from upweight.synthesize import pipelines, stories
+from upweight.synthesize.reading import read
 
 SMALL = pose.Config(
     stem=20,
@@ -50,6 +51,20 @@ def test_pose_writes_what_was_asked_for_twice_the_same(tmp_path: Path) -> None:
     assert [talk.source.removeprefix("gold-") for talk in gold] == ["stem", "stem", "code", "stem", "code"]
     assert len(read_jsonl(tmp_path / "one" / "preference_pairs.jsonl", Pair)) == 15
     assert summary["examples"]["stem"][0].startswith(problems["stem"][0].messages[0].content)
+
+
+def test_the_range_of_values_holds_for_everything_that_is_posed(tmp_path: Path) -> None:
+    config = pose.Config(
+        stem=20, code=0, preference=20, reserved_stem=10, reserved_code=0, gold_stem=20, gold_code=0, largest_value=9
+    )
+    pose.run(config, Work(out=tmp_path, inputs={}))
+    for file in FILES:
+        kind: type = {"gold": Conversation, "preference_pairs": Pair}.get(file, Problem)
+        for record in read_jsonl(tmp_path / f"{file}.jsonl", kind):
+            question = record.problem.messages[0] if isinstance(record, Pair) else record.messages[0]
+            told = read(question.content)
+            assert told is not None
+            assert int(told.answer) <= 9
 
 
 def test_another_seed_poses_other_problems(tmp_path: Path) -> None:
