@@ -96,8 +96,12 @@ class ConsoleMonitor(Monitor):
         self.console.print(f"  {self.step}: {escape(line)}", highlight=False, soft_wrap=True)
         self.beat()
 
+    def forget(self) -> None:
+        """Remove the note of time spent: the work is complete."""
+        (self.out / SPENT).unlink(missing_ok=True)
+
     def close(self) -> None:
-        """Close the metrics and remove what only a killed run needs."""
+        """Stop drawing and close the metrics."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

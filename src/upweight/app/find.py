@@ -51,6 +51,8 @@ def find_recipe(given: str, options: Mapping[str, Any]) -> Recipe:
             )
     except TypeError as error:
         raise _misspelt(error, given) from None
+    except ValueError as error:  # a value that a record, a timeline or a configuration refuses
+        raise UserError(f"{given}: {error}") from error
     if not isinstance(made, Recipe):
         raise UserError(
             f"{given} defines no recipe: it needs a function recipe(scale: float = 1.0, seed: int = 0) that returns an "

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from upweight.app.console import SPENT, ConsoleMonitor, duration, size
+from upweight.app.console import ConsoleMonitor, duration, size
 from upweight.app.environment import environment, peak_memory_bytes, reset_peak_memory
 from upweight.app.planner import Planned, plan
 from upweight.app.recipe import Recipe, Step
@@ -144,7 +144,7 @@ def _build(
         finally:
             monitor.close()
         gc.collect()
-        (out / SPENT).unlink(missing_ok=True)
+        monitor.forget()
         notes["summary"] = _json(summary, step)
         notes["planned"] = {**asdict(planned.estimate), "seconds": round(planned.seconds, 3)}
         notes["timings"] = {

@@ -1,0 +1,70 @@
+"""evaluate: a row for each checkpoint and family, differences in the order of the inputs, resumable by file."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "app"))
+from tiny_checkpoint import tiny_checkpoint
+
+from upweight.core.errors import UserError
+from upweight.core.protocols import Limits
+from upweight.core.work import Estimate, Work
+from upweight.evals.estimators import avg_at_k
+from upweight.evals.measure import Sample, by_problem
+from upweight.stages import evaluate
+from upweight.store.jsonl import read_jsonl
+
+CONFIG = evaluate.Config(problems={"stem": "stem.jsonl"}, samples=3, limits=Limits(max_new_tokens=6))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    problems = tmp_path / "problems"
+    problems.mkdir()
+    rows = [{"question": f"Ann has {i}?", "answer": str(i)} for i in range(4)]
+    (problems / "stem.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seed, name in enumerate(["base", "sft"]):
+        tiny_checkpoint(tmp_path / name, seed)
+    out = tmp_path / "out"
+    out.mkdir()
+    return Work(out, {"problems": problems, "base": tmp_path / "base", "sft": tmp_path / "sft"}, seed=5)
+
+
+def test_the_table(work: Work) -> None:
+    summary = evaluate.run(CONFIG, work)
+    table = json.loads((work.out / "table.json").read_text())
+    assert [(row["checkpoint"], row["family"]) for row in table["rows"]] == [("base", "stem"), ("sft", "stem")]
+    assert [(row["before"], row["after"]) for row in table["differences"]] == [("base", "sft")]
+    assert summary["rows"] == table["rows"]
+    samples = read_jsonl(work.out / "samples" / "sft.stem.jsonl", Sample)
+    assert len(samples) == 4 * 3
+    assert table["rows"][1]["mean"] == round(avg_at_k(list(by_problem(samples).values())).mean, 6)
+
+
+def test_resumed_by_file_with_the_same_bytes(work: Work) -> None:
+    evaluate.run(CONFIG, work)
+    files = sorted(path for path in work.out.rglob("*") if path.is_file())
+    contents = [path.read_bytes() for path in files]
+    (work.out / "samples" / "sft.stem.jsonl").unlink()
+    evaluate.run(CONFIG, work)
+    assert [path.read_bytes() for path in files] == contents
+
+
+def test_a_bad_file_is_refused_before_anything_is_sampled(work: Work) -> None:
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
+        evaluate.run(evaluate.Config(problems={"stem": "stem.jsonl", "code": "none.jsonl"}), work)
+    assert not (work.out / "samples").exists()
+
+
+def test_inputs_are_needed(work: Work) -> None:
+    with pytest.raises(UserError, match="at least one checkpoint"):
+        evaluate.run(CONFIG, Work(work.out, {"problems": work.inputs["problems"]}))
+
+
+def test_estimate() -> None:
+    cost = evaluate.estimate(CONFIG, {"problems": Estimate(), "base": Estimate(parameters=1e6)})
+    # 200 problems x 3 samples x 3 tokens of 6 allowed, two operations a parameter and token
+    assert cost.flops == 2 * 1e6 * 200 * 3 * 3
