@@ -15,9 +15,11 @@ from random import Random
 
 from upweight.core.records import Conversation, Document, Message, Problem
 from upweight.synthesize.pipelines import Program, arguments, mutants, program
+from upweight.synthesize.stories import check_shares, dialogue
 
 WORKED = "code-worked"
 DAMAGED = "code-damaged"
+DIALOGUE = "code-dialogue"
 
 
 def worked(made: Program) -> str:
@@ -81,33 +83,36 @@ def damaged(made: Program, random: Random) -> str:
 
 @dataclass(frozen=True)
 class ProgramDocuments:
-    """A source of documents like any reader: worked programs ("code-worked") and damaged ones ("code-damaged").
+    """A source of documents like any reader: worked programs, damaged ones, and worked ones told as a conversation.
+
+    Their sources are "code-worked", "code-damaged" and "code-dialogue"; see stories.StoryDocuments.
 
     Attributes:
         count: documents in all. The domain is finite: some statements come more than once.
         seed: the stream of programs.
-        damaged_share: which share of the documents is damaged, 0-1.
+        damaged_share, dialogue_share: which shares of the documents are damaged and conversations, 0-1.
         fewest_steps, most_steps: operations of each program.
     """
 
     count: int
     seed: int = 0
     damaged_share: float = 0.3
+    dialogue_share: float = 0.0
     fewest_steps: int = 1
     most_steps: int = 3
 
     def __post_init__(self) -> None:
-        if self.count < 0 or not 0 <= self.damaged_share <= 1:
-            raise ValueError(
-                f"{self.count} programs, {self.damaged_share} damaged: expected a count and a share in 0-1"
-            )
+        check_shares(self.count, self.damaged_share, self.dialogue_share)
 
     def documents(self) -> Iterator[Document]:
         """The documents in their fixed order; no reserved statement is among them."""
         for index in range(self.count):
             made = program(self.seed, index, fewest_steps=self.fewest_steps, most_steps=self.most_steps)
             chance = Random((self.seed << 40) ^ index ^ (1 << 37))
-            if chance.random() < self.damaged_share:
+            kind = chance.random()
+            if kind < self.damaged_share:
                 yield Document.of(damaged(made, chance), DAMAGED)
+            elif kind < self.damaged_share + self.dialogue_share:
+                yield Document.of(dialogue(conversation(made)), DIALOGUE)
             else:
                 yield Document.of(worked(made), WORKED)

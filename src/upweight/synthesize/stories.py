@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from random import Random
 
 from upweight.core.records import Conversation, Document, Message, Problem
+from upweight.text.template import CHATML, render_text
 
 LARGEST_VALUE = 50
 LARGEST_START = 30
@@ -26,6 +27,7 @@ RESERVED_ONE_IN = 16
 
 WORKED = "story-worked"
 DAMAGED = "story-damaged"
+DIALOGUE = "story-dialogue"
 
 NAMES = ("Mia", "Ana", "Sue", "Eva", "Kim", "Joy", "Amy", "Liz", "Tom", "Ben", "Max", "Leo", "Sam", "Dan", "Jim", "Bob")
 SHE = frozenset(NAMES[:8])
@@ -250,6 +252,11 @@ def conversation(told: Story, source: str = "story") -> Conversation:
     return Conversation(turns, source)
 
 
+def dialogue(talk: Conversation) -> str:
+    """A conversation as the text that the chat template makes of it, for the corpus."""
+    return render_text(CHATML, talk.messages).rstrip("\n")
+
+
 def problem(told: Story, source: str = "story") -> Problem:
     """The story as a question with a reference answer, named by the hash of the question."""
     name = hashlib.sha256(told.question.encode()).hexdigest()[:16]
@@ -305,27 +312,39 @@ def _truncated(told: Story, random: Random) -> str:
 DAMAGES = (_wrong, _bare, _garbled, _repeated, _truncated)
 
 
+def check_shares(count: int, damaged_share: float, dialogue_share: float) -> None:
+    """Raises ValueError where a source could not be made up so."""
+    if count < 0 or min(damaged_share, dialogue_share) < 0 or damaged_share + dialogue_share > 1:
+        raise ValueError(
+            f"{count} documents, {damaged_share} damaged, {dialogue_share} dialogues: expected a count of 0 or more "
+            "and shares that sum to 1 at most"
+        )
+
+
 @dataclass(frozen=True)
 class StoryDocuments:
-    """A source of documents like any reader: worked stories ("story-worked") and damaged ones ("story-damaged").
+    """A source of documents like any reader: worked stories, damaged ones, and worked ones told as a conversation.
+
+    Their sources are "story-worked", "story-damaged" and "story-dialogue". Conversations are the synthetic question and
+    answer data of the report's decay phase: the text of the chat template, trained on as a whole.
 
     Attributes:
         count: documents in all.
         seed: the stream of stories.
-        damaged_share: which share of the documents is damaged, 0-1.
+        damaged_share, dialogue_share: which shares of the documents are damaged and conversations, 0-1.
         fewest_steps, most_steps, largest_value: of each story.
     """
 
     count: int
     seed: int = 0
     damaged_share: float = 0.3
+    dialogue_share: float = 0.0
     fewest_steps: int = 2
     most_steps: int = 5
     largest_value: int = LARGEST_VALUE
 
     def __post_init__(self) -> None:
-        if self.count < 0 or not 0 <= self.damaged_share <= 1:
-            raise ValueError(f"{self.count} stories, {self.damaged_share} damaged: expected a count and a share in 0-1")
+        check_shares(self.count, self.damaged_share, self.dialogue_share)
 
     def documents(self) -> Iterator[Document]:
         """The documents in their fixed order; no reserved question is among them."""
@@ -338,7 +357,10 @@ class StoryDocuments:
                 largest_value=self.largest_value,
             )
             chance = Random((self.seed << 40) ^ index ^ (1 << 39))
-            if chance.random() < self.damaged_share:
+            kind = chance.random()
+            if kind < self.damaged_share:
                 yield Document.of(damaged(told, chance), DAMAGED)
+            elif kind < self.damaged_share + self.dialogue_share:
+                yield Document.of(dialogue(conversation(told)), DIALOGUE)
             else:
                 yield Document.of(worked(told), WORKED)
