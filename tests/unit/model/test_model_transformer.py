@@ -10,6 +10,7 @@ from upweight.model import tiled_attention
 from upweight.model.cache import Cache
 from upweight.model.config import ModelConfig
 from upweight.model.layers import RmsNorm, swiglu
+from upweight.model.logprobs import token_logprobs
 from upweight.model.rope import RopeScaling, frequencies
 from upweight.model.transformer import Transformer, make_model
 
@@ -226,3 +227,18 @@ def test_bfloat16_runs_forwards_backwards_and_cached() -> None:
     cached = model(read, cache=Cache(model.config, rows=2, capacity=16, dtype=torch.bfloat16))
     for out in (hidden, cached):  # 8 bits of mantissa over a few roundings
         assert (out.float() - exact).abs().mean() < 0.05
+
+
+def test_autocast_stays_close_and_its_gradients_reach_every_weight() -> None:
+    model, read = make_model(config(qk_norm=True), 0), tokens(2, 70)
+    segments = (torch.arange(70) // 23).expand(2, 70)
+    exact = token_logprobs(model(read, None, segments), model.unembedding, read).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs = token_logprobs(model(read, None, segments), model.unembedding, read)
+    logprobs.sum().backward()
+    assert logprobs.dtype == torch.float32
+    assert (logprobs - exact).abs().mean() < 0.02 * exact.abs().mean()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
