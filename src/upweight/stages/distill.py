@@ -21,7 +21,7 @@ from upweight.objectives.dpd import Dpd, EncodedPair, PairBatch, pair_batch
 from upweight.store.jsonl import read_jsonl
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
-from upweight.train.checkpoint import CheckpointConfig
+from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import EpochLoader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import warmup_decay
@@ -105,6 +105,7 @@ def run(config: Config, work: Work) -> Summary:
         first, last = first or report, report
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
+    discard(work.out / "checkpoints")
     return {
         "pairs": len(pairs),
         "steps": loader.steps,

@@ -24,7 +24,7 @@ from upweight.objectives.next_token import NextToken
 from upweight.store.jsonl import read_jsonl
 from upweight.store.shards import Shards
 from upweight.text.tokenizer import Tokenizer
-from upweight.train.checkpoint import CheckpointConfig
+from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import MixtureLoader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import Phase, Timeline
@@ -102,6 +102,7 @@ def run(config: Config, work: Work) -> Summary:
         steps = last.step
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
+    discard(work.out / "checkpoints")
     return {
         "parameters": model.config.parameter_count(),
         "steps": steps,

@@ -24,7 +24,7 @@ from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
 from upweight.train.batching import Loader
-from upweight.train.checkpoint import CheckpointConfig
+from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import Setting, constant
 from upweight.train.trainer import train
@@ -195,6 +195,7 @@ def run(config: Config, work: Work) -> Summary:
             mismatch = max(mismatch, report.terms.get("logprob_difference", 0.0))
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
+    discard(work.out / "checkpoints")
     rewards = _curve(work.out / "metrics.jsonl", "reward")
     truncated = _curve(work.out / "metrics.jsonl", "truncated_share")
     return {

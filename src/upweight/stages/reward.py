@@ -19,7 +19,7 @@ from upweight.objectives.bradley_terry import BradleyTerry, RankedBatch
 from upweight.store.jsonl import read_jsonl
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
-from upweight.train.checkpoint import CheckpointConfig
+from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import EpochLoader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import warmup_decay
@@ -88,6 +88,7 @@ def run(config: Config, work: Work) -> Summary:
         pass
     model.save(work.out / "model")
     tokenizer.save(work.out / "model")
+    discard(work.out / "checkpoints")
     return {
         "pairs": len(kept),
         "steps": loader.steps,

@@ -13,7 +13,7 @@ from upweight.objectives.next_token import NextToken
 from upweight.store.jsonl import read_jsonl
 from upweight.text.chat import CHATML, encode_conversation
 from upweight.text.tokenizer import Tokenizer
-from upweight.train.checkpoint import CheckpointConfig
+from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import Encoded, PackedLoader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import warmup_decay
@@ -98,6 +98,7 @@ def run(config: Config, work: Work) -> Summary:
         first, last = first or report, report
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
+    discard(work.out / "checkpoints")
     trained = sum(sum(item.trained) for item in fitting)
     return {
         "conversations": dict(counts),

@@ -17,13 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from upweight.core.errors import Refusal, UserError
 from upweight.core.identity import canonical_json, differences
@@ -132,6 +125,9 @@ class Checkpoints:
 def _gathered(policy: nn.Module, updater: Optimizer) -> tuple[Any, Any]:
     if not is_sharded(policy):
         return policy.state_dict(), updater.state()
+    # imported here, as in parallel.py: a run of one process need not wait for it
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     optimizers = [get_optimizer_state_dict(policy, each, options=options) for each in updater.optimizers]
     return get_model_state_dict(policy, options=options), optimizers
@@ -142,6 +138,8 @@ def _scatter(policy: nn.Module, updater: Optimizer, state: Mapping[str, Any]) ->
         policy.load_state_dict(state["model"])
         updater.restore(state["optimizer"])
         return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(policy, state["model"], options=options)
     for each, saved in zip(updater.optimizers, state["optimizer"], strict=True):
@@ -180,3 +178,8 @@ def _flush_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def discard(directory: Path) -> None:
+    """Remove the checkpoints of a run that has ended: its model is saved, and nothing goes on from them."""
+    shutil.rmtree(directory, ignore_errors=True)
