@@ -185,7 +185,7 @@ class Grpo(Objective):
                 )
         lengths = [len(prompt) + len(completion.tokens) for prompt, completion, _ in whole]
         groups = best_fit(lengths, max([row_tokens, *lengths])) or [[]]
-        return [_batch([whole[index] for index in group], fresh) for group in groups]
+        return [_batch([whole[index] for index in sorted(group)], fresh) for group in groups]
 
 
 def _batch(items: Sequence[Sampled], fresh: bool) -> RolloutBatch:

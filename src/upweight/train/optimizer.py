@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from upweight.core.errors import UserError
 
@@ -70,8 +69,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov
-                whole = update.full_tensor() if isinstance(update, DTensor) else update
-                by_shape.setdefault(tuple(parameter.shape), []).append((parameter, whole))
+                by_shape.setdefault(tuple(parameter.shape), []).append((parameter, _whole(update)))
             for (rows, columns), members in by_shape.items():
                 scale = max(1.0, rows / columns) ** 0.5
                 orthogonal = orthogonalise(torch.stack([update for _, update in members]))
@@ -81,10 +79,21 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(_like(direction.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all processes; any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    whole: Tensor = tensor if gather is None else gather()
+    return whole
+
+
 def _like(whole: Tensor, parameter: Tensor) -> Tensor:
     """A whole matrix, laid out over the processes as `parameter` is."""
-    if not isinstance(parameter, DTensor):
+    if not hasattr(parameter, "full_tensor"):
         return whole
+    # imported here because DTensor takes more than a second, which a run of one process need not spend
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
     laid: Tensor = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
     return laid
 
@@ -130,9 +139,7 @@ class Optimizer:
         """Divide all gradients by `weight`, clip them, and return their norm before clipping."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, weight)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        norm = _whole(torch.nn.utils.get_total_norm(gradients))
         if self.config.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         return float(norm)

@@ -5,18 +5,22 @@ once by the step's weight, so a step does not depend on how many there are. With
 
 - replicated (the default): every process holds the whole model; gradients are summed in one flat exchange a step.
 - sharded (`shard`): FSDP2 splits parameters, gradients and optimizer state; its own averaging is turned into a sum.
+
+FSDP is imported where it is used: that takes more than a second, which a run of one process need not spend.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
-from torch.distributed.fsdp import FSDPModule, fully_shard
+
+_sharded: WeakSet[nn.Module] = WeakSet()
 
 
 class World(NamedTuple):
@@ -53,6 +57,8 @@ def shard(policy: nn.Module) -> nn.Module:
 
     A gradient is the sum over processes, not FSDP's mean: the trainer divides by the step's weight.
     """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     layers = getattr(policy, "layers", None)
     for layer in layers if isinstance(layers, nn.ModuleList) else ():
         fully_shard(layer)
@@ -60,12 +66,14 @@ def shard(policy: nn.Module) -> nn.Module:
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
+    _sharded.add(policy)
     return policy
 
 
 def is_sharded(policy: nn.Module) -> bool:
     """Whether `shard` was applied."""
-    return any(isinstance(module, FSDPModule) for module in policy.modules())
+    return policy in _sharded
 
 
 def replicate(policy: nn.Module) -> None:

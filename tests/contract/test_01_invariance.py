@@ -1,0 +1,87 @@
+"""Contract 1: a loss and its gradient do not depend on accumulation, packing, padding, order or number of processes.
+
+Put back on purpose, each of these fails here: dividing per microbatch (trl#6024), averaging gradients over processes,
+forgetting to add up weights, attention across segments.
+"""
+
+import os
+from typing import Literal
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from objective_cases import Case, all_objectives, cases, difference, one_step
+
+from upweight.train import parallel
+
+CASES = cases()
+TOLERANCE = 2e-5
+"""fp32: weights move by up to 1, sums are over some hundred terms."""
+
+
+def test_every_objective_has_a_case() -> None:
+    assert all_objectives() == {name.split()[0] for name in CASES}
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def whole(case: Case) -> tuple[object, dict[str, torch.Tensor]]:
+    return one_step(case, [case.make(case.items, 256)])
+
+
+@pytest.mark.parametrize("parts", [[8], [4, 4], [1] * 8, [5, 1, 2], "reversed", "narrow rows"])
+def test_the_cut_does_not_matter(case: Case, whole: tuple[object, dict[str, torch.Tensor]], parts: object) -> None:
+    items = list(case.items)
+    if parts == "reversed":
+        batches = [case.make(items[::-1], 256)]
+    elif parts == "narrow rows":
+        batches = [case.make(items, 24)]
+    else:
+        assert isinstance(parts, list)
+        starts = [sum(parts[:index]) for index in range(len(parts))]
+        batches = [case.make(items[start : start + n], 256) for start, n in zip(starts, parts, strict=True)]
+    report, weights = one_step(case, batches)
+    expected, expected_weights = whole
+    assert difference(case.policy().state_dict(), weights) > 1e-3  # the step did something
+    assert difference(weights, expected_weights) < TOLERANCE
+    assert report.loss == pytest.approx(expected.loss, rel=1e-5)  # type: ignore[attr-defined]
+    assert report.weight == expected.weight  # type: ignore[attr-defined]
+    assert report.terms == pytest.approx(expected.terms, rel=1e-4, abs=1e-6)  # type: ignore[attr-defined]
+    assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-4)  # type: ignore[attr-defined]
+
+
+def process(rank: int, size: int, port: int, folder: str) -> None:
+    """One of several processes: takes every `size`-th item, unevenly many, and saves what it ended with."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+    results = {}
+    with parallel.joined():
+        for name, case in cases().items():
+            mine = list(case.items[:5]) if rank == 0 else list(case.items[5:])
+            batches = [case.make(mine[:2], 256), case.make(mine[2:], 24)]
+            report, weights = one_step(case, batches)
+            results[name] = (report.loss, report.weight, dict(report.terms), weights)
+            if name in ("NextToken", "Dpd"):
+                kind: Literal["adamw", "muon"] = "muon" if name == "Dpd" else "adamw"
+                policy = parallel.shard(case.policy())
+                batches = [case.make([item], 256) for item in mine]  # 5 microbatches here, 3 there
+                report, _ = one_step(case, batches, policy, kind)
+                whole = {key: value.full_tensor() for key, value in policy.state_dict().items()}
+                results[f"{name} sharded {kind}"] = (report.loss, report.weight, dict(report.terms), whole)
+    torch.save(results, f"{folder}/{rank}.pt")
+
+
+def test_the_number_of_processes_does_not_matter(tmp_path: object, unused_port: int) -> None:
+    multiprocessing.spawn(process, args=(2, unused_port, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        for name, (loss, weight, terms, weights) in torch.load(f"{tmp_path}/{rank}.pt").items():
+            objective, _, kind = name.partition(" sharded ")
+            case = CASES[objective]
+            report, expected = one_step(case, [case.make(case.items, 256)], kind=kind or "adamw")
+            assert difference(weights, expected) < TOLERANCE, name
+            assert (loss, weight) == (pytest.approx(report.loss, rel=1e-5), report.weight), name
+            assert terms == pytest.approx(report.terms, rel=1e-4, abs=1e-6), name
