@@ -3,7 +3,7 @@
 Events are what a run does to the disk and to the data: the n-th of them kills the child as `kill -9` would, before or
 after the event. So every moment is reached, and the same one each time.
 
-    resume_worker.py FOLDER '{"straight": [], "killed": [17, 3]}'
+    resume_worker.py FOLDER '[["straight", []], ["killed", [17, 3]]]'
 
 Each named run dies at its events one after another, then runs to its end. One process forks all of them, so that torch
 is imported once.
@@ -129,9 +129,10 @@ def life(folder: Path, name: str, fatal: int) -> bool:
 
 def main() -> None:
     folder, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # the first optimizer imports for two seconds: once will do
     if not (folder / "a").exists():
         prepare(folder)
-    for name, deaths in runs.items():
+    for name, deaths in runs:
         (folder / name).mkdir(exist_ok=True)
         for fatal in [*deaths, 0]:
             if life(folder, name, fatal):

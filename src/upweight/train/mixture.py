@@ -75,7 +75,7 @@ class MixtureLoader(Loader):
         pools: token shards by the names that the timeline's mixtures use.
         timeline: checked against the pools before anything is trained.
         batch_tokens: of one optimizer step, over all processes; the steps of a phase are made equally long, so the last
-            is no stump, and none is longer than this.
+            is no stump, and longer than this by a row at most.
         microbatch_tokens: of one forward pass.
         most_epochs: how often a pool may be repeated. A timeline that needs more is refused.
         whole_documents: never cut a document that fits a row, and let rows end in padding instead. Without it every row
@@ -150,7 +150,9 @@ class MixtureLoader(Loader):
 
     def _draw(self, setting: Setting) -> list[Piece]:
         """The pieces of one step: each pool up to its share of the phase's tokens at the step's end."""
-        tokens = math.ceil(setting.remaining / math.ceil(setting.remaining / self.batch_tokens))
+        slack = setting.context if self.whole_documents else 0  # a step that ran short does not make one step more
+        steps = max(1, math.ceil((setting.remaining - slack) / self.batch_tokens))
+        tokens = math.ceil(setting.remaining / steps)
         wanted = quotas(setting.mixture, setting.passed + tokens)
         had = self._state.ledger.get(setting.phase, {})
         due = {pool: amount - sum(had.get(pool, {}).values()) for pool, amount in wanted.items()}

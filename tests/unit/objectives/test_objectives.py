@@ -1,0 +1,175 @@
+"""Objectives: ablations, invariances of their own, and what they refuse. Hand-computed values are in tests/golden."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from upweight.core.errors import Refusal, UserError
+from upweight.core.identity import canonical_json
+from upweight.core.records import Completion
+from upweight.model.divergence import CachedTeacher
+from upweight.model.transformer import ModelConfig, Transformer, make_model
+from upweight.objectives.dpd import Dpd, EncodedPair, pair_batch, token_kl
+from upweight.objectives.grpo import Grpo, group_advantages
+
+SHAPE = ModelConfig(vocab_size=20, width=16, layers=1, heads=2, kv_heads=1, ffn=32)
+PAIRS = [
+    EncodedPair((1, 2), (3, 4, 5), (6,), -9.0, -3.0),
+    EncodedPair((7,), (8,), (9, 10, 11, 12), -3.0, -12.0),
+    EncodedPair((1, 2, 3), (4, 5), (5, 4), -6.0, -6.0),
+]
+
+
+def model(seed: int) -> Transformer:
+    made = make_model(SHAPE, seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(2)
+    return made
+
+
+def test_dpd_is_the_sum_of_its_parts() -> None:
+    policy, teacher, batch = model(0), model(1), pair_batch(PAIRS, 16)
+    parts = [
+        Dpd(teacher, sequence=s, positive=p, negative=n)
+        for s, p, n in [(2.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 0.5)]
+    ]
+    summed = sum(float(part(policy, batch).total) for part in parts)
+    whole = Dpd(teacher, sequence=2.0, positive=3.0, negative=0.5)(policy, batch)
+    assert float(whole.total) == pytest.approx(summed, rel=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_dpds_divergence_is_that_of_the_logits(direction: str, temperature: float) -> None:
+    policy, teacher, batch = model(0), model(1), pair_batch(PAIRS, 16)
+    options = {"direction": direction, "temperature": temperature}
+    objective = Dpd(teacher, sequence=0.0, normalise="sequence", **options)  # type: ignore[arg-type]
+    loss = objective(policy, batch)
+    sequences = batch.sequences
+    logits = [m.logits(m(sequences.tokens, sequences.positions, sequences.segments)) for m in (teacher, policy)]
+    for name, members in (("positive", batch.chosen), ("negative", batch.rejected)):
+        expected = 0.0
+        for number in members:
+            response = (sequences.segments == number) & (sequences.weights > 0)
+            expected += float(token_kl(logits[0], logits[1], response, **options).sum())  # type: ignore[arg-type]
+        assert float(loss.terms[name].total) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dpds_gradient_is_that_of_the_equation() -> None:
+    policy, teacher, batch = model(0), model(1), pair_batch(PAIRS, 16)
+    Dpd(teacher)(policy, batch).total.backward()
+    found = {
+        name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.grad is not None
+    }
+    policy.zero_grad()
+    total = torch.zeros(())
+    for pair in PAIRS:
+        sums = []
+        for response in (pair.chosen, pair.rejected):
+            row = torch.tensor([[*pair.prompt, *response]])
+            start = len(pair.prompt) - 1
+            with torch.no_grad():
+                log_t = teacher.logits(teacher(row))[0, start:-1].log_softmax(-1)
+            log_p = policy.logits(policy(row))[0, start:-1].log_softmax(-1)
+            sums.append(log_p.gather(1, torch.tensor(response)[:, None]).sum())
+            total = total + (log_t.exp() * (log_t - log_p)).sum(-1).mean()
+        margin = (sums[0] - pair.reference_chosen) - (sums[1] - pair.reference_rejected)
+        total = total - torch.nn.functional.logsigmoid(0.1 * margin)
+    total.backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(found[name], parameter.grad, atol=1e-5), name
+
+
+def test_a_cached_teacher_with_the_whole_vocabulary_is_the_live_one() -> None:
+    policy, teacher, batch = model(0), model(1), pair_batch(PAIRS, 16)
+    sequences = batch.sequences
+    with torch.no_grad():
+        hidden = teacher(sequences.tokens, sequences.positions, sequences.segments)[sequences.weights > 0]
+        stored = teacher.logits(hidden).log_softmax(-1).topk(19)  # all but one token: the rest is that one
+    live = Dpd(teacher)(policy, batch)
+    cached = Dpd()(policy, replace(batch, cached=CachedTeacher(stored.indices, stored.values)))
+    assert float(cached.total) == pytest.approx(float(live.total), rel=1e-4)
+
+
+def test_dpd_settings() -> None:
+    canonical_json(Dpd(model(1)).identity())  # the teacher is no part of it
+    with pytest.raises(UserError, match="one has to be above"):
+        Dpd(sequence=0.0, positive=0.0, negative=0.0)
+    with pytest.raises(UserError, match="beta 0"):
+        Dpd(beta=0.0)
+
+
+def sampled(policy: Transformer, prompt: tuple[int, ...], tokens: tuple[int, ...], shift: float = 0.0) -> Completion:
+    row = torch.tensor([[*prompt, *tokens]])
+    log_p = policy.logits(policy(row))[0, len(prompt) - 1 : -1].log_softmax(-1)
+    logprobs = log_p.gather(1, torch.tensor(tokens)[:, None])[:, 0] + shift
+    return Completion(tokens, tuple(logprobs.tolist()), "", "end", "test")
+
+
+def test_on_policy_grpo_is_the_policy_gradient_and_logs_no_difference() -> None:
+    policy = model(0)
+    items = [((1, 2), sampled(policy, (1, 2), (3, 4)), 0.5), ((1, 2), sampled(policy, (1, 2), (5,)), -0.5)]
+    loss = sum(batch.weight for batch in [Grpo()(policy, b) for b in Grpo().batches(items, row_tokens=64)])
+    assert float(loss) == 3
+    (batch,) = Grpo().batches(items, row_tokens=64)
+    made = Grpo()(policy, batch)
+    assert float(made.maxima["logprob_difference"]) < 1e-5
+    assert float(made.terms["clip_share"].total) == 0
+    assert float(made.total) == pytest.approx(-(2 * 0.5 - 0.5), rel=1e-4)  # ratios of 1
+    made.total.backward()
+    found = policy.embedding.weight.grad
+    assert found is not None
+    kept = found.clone()
+    policy.zero_grad()
+    gradient = torch.zeros(())
+    for prompt, completion, advantage in items:
+        row = torch.tensor([[*prompt, *completion.tokens]])
+        log_p = policy.logits(policy(row))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        gradient = gradient - advantage * log_p.gather(1, torch.tensor(completion.tokens)[:, None]).sum()
+    gradient.backward()
+    assert policy.embedding.weight.grad is not None
+    assert torch.allclose(kept, policy.embedding.weight.grad, atol=1e-4)
+
+
+def test_a_sampler_that_disagrees_is_refused_with_the_figure() -> None:
+    policy = model(0)
+    items = [((1, 2), sampled(policy, (1, 2), (3, 4), shift=0.3), 0.5)]
+    (fresh,) = Grpo().batches(items, row_tokens=64)
+    with pytest.raises(Refusal, match=r"differ by 0\.3000 nats .* mismatch_bound 0\.1"):
+        Grpo()(policy, fresh)
+    Grpo(mismatch_bound=0.4)(policy, fresh)
+    (stale,) = Grpo().batches(items, row_tokens=64, fresh=False)
+    assert float(Grpo()(policy, stale).maxima["logprob_difference"]) == pytest.approx(0.3, abs=1e-4)
+    # a temperature that the objective is not told of is such a disagreement
+    with pytest.raises(Refusal, match="temperature"):
+        Grpo(temperature=0.3)(policy, Grpo().batches([((1,), sampled(policy, (1,), (3, 4, 5)), 1.0)], row_tokens=9)[0])
+    nan = replace(fresh, logprobs=fresh.logprobs * math.nan)
+    with pytest.raises(Refusal):
+        Grpo()(policy, nan)
+
+
+def test_rollouts_become_microbatches() -> None:
+    policy = model(0)
+    items = [((1, 2), sampled(policy, (1, 2), (3,) * n), float(n)) for n in (1, 2, 3, 4, 5)]
+    batches = Grpo().batches(items, row_tokens=8)
+    assert sum(batch.token_count for batch in batches) == 10 + 15
+    assert all(batch.token_count <= 8 for batch in batches)
+    for batch in batches:
+        for row, column in (batch.sequences.weights > 0).nonzero().tolist():
+            sequence = int(batch.sequences.segments[row, column])
+            n = int(batch.advantages[sequence])  # an advantage of n marks the completion of n tokens
+            assert (batch.sequences.segments == sequence).sum() == 2 + n
+    silent = Completion((1,), (), "", "end", "some endpoint")
+    with pytest.raises(UserError, match="'some endpoint' has no log-probabilities"):
+        Grpo().batches([((1,), silent, 1.0)], row_tokens=8)
+
+
+def test_group_advantages_refuse_what_is_not_finite() -> None:
+    with pytest.raises(UserError, match="not all finite"):
+        group_advantages([1.0, math.nan])
+    assert group_advantages(torch.tensor([2.0, 4.0])).tolist() == [-1, 1]
+    assert group_advantages([1.0], truncated=[True], truncated_in_baseline=False).tolist() == [0]

@@ -1,0 +1,222 @@
+"""The loop: RoPE by phase, steps that are skipped or refused, checkpoints of other runs, and what a report says."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from upweight.core.batches import Loss, TokenBatch
+from upweight.core.errors import Refusal, UserError
+from upweight.core.packing import pack, strip
+from upweight.core.protocols import Objective
+from upweight.model.transformer import ModelConfig, make_model
+from upweight.objectives.next_token import NextToken
+from upweight.train.checkpoint import CheckpointConfig
+from upweight.train.loader import Loader
+from upweight.train.optimizer import OptimizerConfig
+from upweight.train.timeline import Phase, Setting, Timeline, constant
+from upweight.train.trainer import NonFiniteLoss, train
+
+SHAPE = ModelConfig(vocab_size=12, width=8, layers=1, heads=2, kv_heads=1, ffn=16)
+
+
+class Fixed(Loader):
+    """The same batch at every step."""
+
+    def __init__(self, weight: float = 1.0, note: str = "") -> None:
+        self.weight, self.note = weight, note
+        self.settings: list[Setting] = []
+        self._step = 0
+
+    @property
+    def consumed(self) -> int:
+        return self._step
+
+    def next(self, setting: Setting) -> Sequence[TokenBatch]:
+        self.settings.append(setting)
+        self._step += 1
+        return [pack([strip([1, 2, 3, 4], [self.weight] * 4)], 8)]
+
+    def state(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._step = state["step"]
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"note": self.note}
+
+    def documents(self) -> Sequence[str]:
+        return [f"document-{number}" for number in range(30)]
+
+
+class Broken(Objective):
+    """Infinite at the third step."""
+
+    def __init__(self, how: str) -> None:
+        self.calls, self.how = 0, how
+
+    def __call__(self, policy: Any, batch: TokenBatch) -> Loss:
+        self.calls += 1
+        total: Tensor = next(policy.parameters()).sum()
+        if self.calls == 3:
+            factor = torch.tensor(float("inf") if self.how == "loss" else 0.0)
+            total = total * factor if self.how == "loss" else (total * 0).sqrt()  # the gradient of sqrt at 0 is inf
+        return Loss(total, torch.tensor(1.0))
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_a_report() -> None:
+    model = make_model(SHAPE, 0)
+    timeline = Timeline([Phase("up", 2, 0.0, 0.1), Phase("down", 2, 0.1, 0.0)])
+    reports = list(train(model, objective=NextToken(), loader=Fixed(), timeline=timeline))
+    assert [(r.step, r.consumed, r.phase) for r in reports] == [
+        (1, 1, "up"),
+        (2, 2, "up"),
+        (3, 3, "down"),
+        (4, 4, "down"),
+    ]
+    assert [r.learning_rate for r in reports] == pytest.approx([0, 0.05, 0.1, 0.05])
+    assert reports[0].loss == reports[1].loss  # the first step's rate is 0
+    assert reports[1].loss > reports[2].loss > reports[3].loss
+    assert all(r.tokens == 4 and r.weight == 3 and not r.skipped for r in reports)
+    assert all(r.gradient_norm > 0 and r.seconds > 0 for r in reports)
+
+
+def test_rope_base_and_context_follow_the_phases() -> None:
+    model = make_model(SHAPE, 0)
+    timeline = Timeline(
+        [Phase("a", 1, 0.1, 0.1, {}, 64, 1e4), Phase("b", 1, 0.1, 0.1, {}, 8192, 5e5), Phase("c", 1, 0.1, 0.1)]
+    )
+    bases = [
+        (model.config.rope_base, model.config.max_context)
+        for _ in train(model, objective=NextToken(), loader=Fixed(), timeline=timeline)
+    ]
+    assert bases == [(1e4, 4096), (5e5, 8192), (5e5, 8192)]  # base 0 leaves the model's own
+
+
+def test_a_policy_without_rope_is_trained_too() -> None:
+    class Linear(Objective):
+        def __call__(self, policy: Any, batch: TokenBatch) -> Loss:
+            return Loss(policy.weight.square().sum(), torch.tensor(1.0))
+
+    model = nn.Linear(3, 3)
+    timeline = Timeline([Phase("a", 5, 0.1, 0.1, {}, 64, 1e4)])
+    losses = [r.loss for r in train(model, objective=Linear(), loader=Fixed(), timeline=timeline)]
+    assert losses[-1] < losses[0]
+
+
+def test_a_step_without_weight_changes_nothing() -> None:
+    model = make_model(SHAPE, 0)
+    before = weights(model)
+    loader = Fixed(weight=0.0)
+    reports = list(train(model, objective=NextToken(), loader=loader, timeline=constant(total=2, lr=0.1)))
+    assert torch.equal(before, weights(model))
+    assert all(r.skipped and math.isnan(r.loss) and r.gradient_norm == 0 for r in reports)
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, how: str) -> None:
+    model = nn.Linear(2, 2)
+    steps = train(
+        model,
+        objective=Broken(how),
+        loader=Fixed(),
+        timeline=constant(total=9, lr=0.1),
+        checkpoint=CheckpointConfig(tmp_path, every_steps=2),
+    )
+    next(steps), next(steps)
+    before = weights(model)
+    with pytest.raises(NonFiniteLoss) as caught:
+        next(steps)
+    assert torch.equal(before, weights(model))
+    message = str(caught.value)
+    assert "step 3" in message
+    assert "step-000000002" in message  # the last good checkpoint
+    assert "document-0, document-1" in message
+    assert "and 10 more" in message
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    timeline = constant(total=2, lr=0.1)
+    usual: dict[str, Any] = {
+        "objective": NextToken(),
+        "timeline": timeline,
+        "optimizer": OptimizerConfig(),
+        "checkpoint": CheckpointConfig(tmp_path),
+    }
+    list(train(make_model(SHAPE, 0), loader=Fixed(), **usual))
+    wider = ModelConfig(vocab_size=12, width=16, layers=1, heads=2, kv_heads=1, ffn=16)
+    for change, message in [
+        ({"policy": make_model(wider, 0)}, r"parameters\.embedding\.weight"),
+        ({"timeline": constant(total=3, lr=0.1)}, r"timeline\.phases\[0\]\.tokens was 2, now 3"),
+        ({"optimizer": OptimizerConfig(weight_decay=0.1)}, r"optimizer\.weight_decay was 0, now 0.1"),
+        ({"objective": NextToken(z_loss=0.1)}, r"objective\[1\]\.z_loss was 0, now 0.1"),
+        ({"loader": Fixed(note="other data")}, r"loader\[1\]\.note was , now other data"),
+        ({"dtype": "bfloat16"}, r"dtype was float32, now bfloat16"),
+    ]:
+        options = {"policy": make_model(SHAPE, 0), "loader": Fixed(), **usual, **change}
+        with pytest.raises(Refusal, match=message):
+            list(train(options.pop("policy"), **options))
+    assert list(train(make_model(SHAPE, 0), loader=Fixed(), **usual)) == []  # the same run is finished
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {
+        "objective": NextToken(),
+        "timeline": constant(total=5, lr=0.1),
+        "checkpoint": CheckpointConfig(tmp_path, every_steps=1, keep=3),
+    }
+    list(train(make_model(SHAPE, 0), loader=Fixed(), **usual))
+    kept = sorted(tmp_path.iterdir())
+    assert [path.name for path in kept] == [f"step-{step:09d}" for step in (3, 4, 5)]
+    file = kept[-1] / "state.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"step-000000005 cannot be read .* remove it"):
+        list(train(make_model(SHAPE, 0), loader=Fixed(), **usual))
+
+
+def test_half_precision_is_named_or_refused() -> None:
+    usual: dict[str, Any] = {"objective": NextToken(), "timeline": constant(total=2, lr=0.1)}
+    exact = [r.loss for r in train(make_model(SHAPE, 0), loader=Fixed(), **usual)]
+    half = [r.loss for r in train(make_model(SHAPE, 0), loader=Fixed(), dtype="bfloat16", **usual)]
+    assert exact == pytest.approx(half, abs=0.03)
+    assert exact != half
+    with pytest.raises(UserError, match="dtype is 'float16'"):
+        list(train(make_model(SHAPE, 0), loader=Fixed(), dtype="float16", **usual))
+
+
+def test_an_exhausted_loader_ends_the_run() -> None:
+    class Empty(Fixed):
+        def next(self, setting: Setting) -> Sequence[TokenBatch]:
+            return super().next(setting) if self._step < 2 else []
+
+    reports = list(
+        train(make_model(SHAPE, 0), objective=NextToken(), loader=Empty(), timeline=constant(total=9, lr=0.1))
+    )
+    assert len(reports) == 2
+
+
+def test_terms_and_maxima_are_reported() -> None:
+    class Terms(Objective):
+        def __init__(self) -> None:
+            self.values = iter([3.0, 5.0])
+
+        def __call__(self, policy: Any, batch: TokenBatch) -> Loss:
+            value = torch.tensor(next(self.values))
+            total = next(policy.parameters()).sum() * 0
+            return Loss(total, torch.tensor(1.0), {"mean": Loss(value, torch.tensor(2.0))}, {"largest": value})
+
+    class Two(Fixed):
+        def next(self, setting: Setting) -> Sequence[TokenBatch]:
+            return [*super().next(setting)] * 2
+
+    (report,) = train(nn.Linear(2, 2), objective=Terms(), loader=Two(), timeline=constant(total=1, lr=0.1))
+    assert report.terms == {"mean": 2.0, "largest": 5.0}  # (3 + 5) / (2 + 2)
