@@ -18,6 +18,10 @@ from transformers import (
 )
 
 from upweight.model import weights
+from upweight.model.config import ModelConfig
+from upweight.model.transformer import make_model
+from upweight.text.chat import CHATML
+from upweight.text.tokenizer import Tokenizer
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -66,3 +70,17 @@ def test_logits_agree_both_ways(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(ours.logits(ours(tokens)), expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(again(tokens).logits, expected, rtol=0, atol=1e-4)
     assert expected.abs().max() > 1  # else the bound would mean nothing
+
+
+def test_transformers_stops_where_the_tokenizer_says(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["a b c d"], 300).with_template(CHATML)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1, ffn=24)
+    weights.save(make_model(shape, 0), tmp_path)
+    tokenizer.save(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert theirs.config.eos_token_id is None
+    assert set(theirs.generation_config.eos_token_id) == {tokenizer.end_of_turn, tokenizer.end_of_text}
+    with torch.no_grad():
+        theirs.model.embed_tokens.weight[tokenizer.end_of_turn] *= 100  # it predicts itself
+        out = theirs.generate(torch.tensor([tokenizer.encode("<|im_end|>")]), max_new_tokens=8, do_sample=False)
+    assert out.shape[1] < 9

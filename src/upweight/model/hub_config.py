@@ -77,6 +77,10 @@ def to_hub_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
+        # without these transformers takes tokens 1 and 2; the tokenizer's generation_config.json says where texts end
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
 

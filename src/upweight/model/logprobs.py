@@ -12,6 +12,7 @@ log-probabilities under what it leaves.
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,8 +20,6 @@ from torch.nn import functional
 
 CHUNK_LOGITS = 1 << 23
 """Logits held at once by default (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
-
-_NUCLEUS_GUESS = 64
 
 
 def truncate(
@@ -44,16 +43,19 @@ def truncate(
 
 
 def _nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
-    """The smallest logit of the nucleus. A look at the likeliest few mostly finds it and spares sorting them all."""
+    """The smallest logit of the nucleus."""
     total = logits.logsumexp(dim=-1, keepdim=True)
-    guess = min(_NUCLEUS_GUESS, logits.shape[-1])
-    ranked = logits.topk(guess, dim=-1).values
+    ranked = _descending(logits)
     shares = (ranked - total).exp().cumsum(dim=-1)
-    if guess < logits.shape[-1] and not bool((shares[..., -1] >= top_p).all()):
-        ranked = logits.sort(dim=-1, descending=True).values
-        shares = (ranked - total).exp().cumsum(dim=-1)
     last = (shares < top_p).sum(dim=-1, keepdim=True).clamp(max=ranked.shape[-1] - 1)
     return ranked.gather(-1, last)
+
+
+def _descending(logits: Tensor) -> Tensor:
+    """The values in falling order. On a CPU numpy sorts faster than torch finds the top 64."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(np.sort(logits.detach().neg().numpy(), axis=-1)).neg_()
+    return logits.sort(dim=-1, descending=True).values
 
 
 class TokenScores(NamedTuple):

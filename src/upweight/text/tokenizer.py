@@ -135,7 +135,10 @@ class Tokenizer:
         return cls(backend, end_of_text=end, chat_template=template, special_tokens=special)
 
     def save(self, path: str | Path) -> None:
-        """Write the files that transformers' AutoTokenizer and vLLM open, the chat template among them."""
+        """Write the files that transformers' AutoTokenizer and vLLM open, the chat template among them.
+
+        generation_config.json tells both at which tokens a completion ends; a model's config knows nothing of them.
+        """
         directory = Path(path)
         directory.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(directory / "tokenizer.json"))
@@ -152,7 +155,9 @@ class Tokenizer:
             (directory / _TEMPLATE_NAME).write_text(self.chat_template)
         else:
             (directory / _TEMPLATE_NAME).unlink(missing_ok=True)
-        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        ends = {"eos_token_id": sorted(self.stop_tokens), "pad_token_id": self.end_of_text}
+        for name, value in (("tokenizer_config.json", settings), ("generation_config.json", ends)):
+            (directory / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def with_template(self, template: str | None) -> "Tokenizer":
         """The same tokens under another chat template."""
