@@ -4,8 +4,10 @@
 
 A document is contaminated from a stated share on, if one stretch of at least 13 words matches as well, or all words of
 a shorter problem: problems from one template share most of their runs and differ in a number. A problem of fewer than n
-words is one run by itself. Words are letters and digits in lower case; marks and line ends do not count. The words of the problems are numbered, so that a
-document costs one dictionary lookup a word; a run is only looked up where all its words are known.
+words is one run by itself. Words are letters and digits in lower case; marks and line ends do not count.
+
+The words of the problems are numbered, so that a document costs one dictionary lookup a word; a run is only looked up
+where all its words are known.
 """
 
 import re
