@@ -1,17 +1,18 @@
 """Sampling from a model in this process: batched decoding with a key/value cache on the trainer's own weights.
 
-A prompt is read once and its cache copied to the rows of its group; a row whose completion ends takes the next one at
-once, and when none waits the last row moves into its place, so that every step is over full rows.
+A prompt is read once and its cache copied to the rows of its group, also where the group does not fit the batch at
+once. Rows whose completions end make room for waiting ones; the last rows move into the gaps, so that every step is
+over full rows and costs what they cost.
 
 Each completion has its own stream of uniform numbers, named by the seed, the prompt's tokens and the sample's number,
 and a token is drawn by inverting the cumulative distribution. So the same request gives the same completion whatever
-else is in the batch, up to the rounding of matrix products of another shape (about 1e-6 in a logit), which can only
-matter where a uniform number falls into a gap of that size.
+else is in the batch, up to the rounding of matrix products of another shape: about 1e-6 in a probability, which matters
+only where a uniform number falls into a gap of that size, or a token lies that close to the edge of top-p.
 """
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,14 +29,28 @@ from upweight.model.transformer import Transformer
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
 
+PREFILL_SCORES = 1 << 24
+"""Attention scores of one head that reading prompts may take at once; more prompts are read in several passes."""
 
-@dataclass(frozen=True, slots=True)
+REFILL_SHARE = 8
+"""Waiting completions are admitted once a row in this many is free: reading a prompt alone is a poor matrix product."""
+
+
+@dataclass(slots=True)
 class _Job:
-    """One completion to make: which prompt, which of its samples, and its place in the results."""
+    """One completion to make: which of the samples of which prompt, and its place in the results."""
 
     prompt: int
     sample: int
     place: int
+
+
+@dataclass(slots=True)
+class _Held:
+    """The prompt in the spare row, which more completions wait for, and the logits of the token after it."""
+
+    prompt: int = -1
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class LocalSampler(Sampler):
@@ -46,13 +61,25 @@ class LocalSampler(Sampler):
         tokenizer: its chat template renders conversations.
         batch_rows: completions decoded at once.
         policy: the fingerprint of the weights, written into each completion.
+        cache_bytes: memory for keys and values; where batch_rows long completions need more, fewer run at once.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, batch_rows: int = 256, policy: str = "") -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        batch_rows: int = 256,
+        policy: str = "",
+        cache_bytes: int = 4 << 30,
+    ) -> None:
+        if batch_rows < 1:
+            raise ValueError(f"batch_rows is {batch_rows}: at least one completion has to be decoded at a time")
         self.model = model
         self.tokenizer = tokenizer
         self.batch_rows = batch_rows
         self.policy = policy
+        self.cache_bytes = cache_bytes
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
         """`count` completions for each prompt; UserError where one leaves no room in the model's context."""
@@ -67,9 +94,8 @@ class LocalSampler(Sampler):
         if not read or count < 1:
             return [[] for _ in read]
         with torch.inference_mode():
-            run = _Run(self, read, count, limits)
-            run.decode()
-        return run.completions()
+            made = _Run(self, read, count, limits).decode()
+        return [made[start : start + count] for start in range(0, len(made), count)]
 
     def _encode(self, prompt: Prompt) -> list[int]:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else render(self.tokenizer, prompt)
@@ -77,129 +103,140 @@ class LocalSampler(Sampler):
 
 
 class _Run:
-    """The state of one call: rows 0..active-1 of the cache are being decoded, row r making job `jobs[r]`."""
+    """The state of one call: rows 0, 1, ... of the cache are being decoded, row r making `jobs[r]`.
+
+    The cache has one row more than are decoded: it keeps a prompt whose group waits for room.
+    """
 
     def __init__(self, sampler: LocalSampler, prompts: list[list[int]], count: int, limits: Limits) -> None:
-        self.sampler, self.prompts, self.count, self.limits = sampler, prompts, count, limits
+        self.prompts, self.limits, self.policy = prompts, limits, sampler.policy
         self.model, self.tokenizer = sampler.model, sampler.tokenizer
-        parameter = self.model.embedding.weight
+        config, parameter = self.model.config, self.model.embedding.weight
         self.device = parameter.device
-        rows = min(sampler.batch_rows, len(prompts) * count)
-        self.cache = Cache(
-            self.model.config,
-            rows=rows,
-            capacity=max(map(len, prompts)) + limits.max_new_tokens,
-            device=self.device,
-            dtype=parameter.dtype,
-        )
+        capacity = max(map(len, prompts)) + limits.max_new_tokens
+        row_bytes = 2 * config.layers * config.kv_heads * config.head_size * capacity * parameter.element_size()
         total = len(prompts) * count
+        self.rows = max(1, min(sampler.batch_rows, total, sampler.cache_bytes // row_bytes))
+        self.cache = Cache(config, rows=self.rows + 1, capacity=capacity, device=self.device, dtype=parameter.dtype)
+        self.held = _Held()
         self.waiting = deque(_Job(place // count, place % count, place) for place in range(total))
-        self.uniforms = torch.from_numpy(_uniforms(prompts, count, limits)).to(self.device)
-        self.tokens = torch.zeros(total, limits.max_new_tokens, dtype=torch.long, device=self.device)
-        self.logprobs = torch.zeros(total, limits.max_new_tokens, dtype=torch.float32, device=self.device)
-        self.length = [0] * total
-        self.stop = ["length"] * total
-        self.texts: dict[int, str] = {}
+        self.streams = _Streams(prompts, limits)
         self.jobs: list[_Job] = []
-        self.places = torch.zeros(rows, dtype=torch.long, device=self.device)
-        self.made = torch.zeros(rows, dtype=torch.long, device=self.device)
-        self.last = torch.zeros(rows, dtype=torch.long, device=self.device)
-        self.ends = torch.tensor(sorted({self.tokenizer.end_of_turn, self.tokenizer.end_of_text}), device=self.device)
+        self.completions: dict[int, Completion] = {}
+        shape = (self.rows, limits.max_new_tokens)
+        self.uniforms = torch.zeros(shape, device=self.device)
+        self.tokens = torch.zeros(shape, dtype=torch.long, device=self.device)
+        self.logprobs = torch.zeros(shape, device=self.device)
+        self.made = torch.zeros(self.rows, dtype=torch.long, device=self.device)
+        self.last = torch.zeros(self.rows, dtype=torch.long, device=self.device)
+        self.order = torch.arange(self.rows, device=self.device)
+        self.ends = torch.tensor(sorted(self.tokenizer.stop_tokens), device=self.device)
+        self.longest_stop = max((len(stop.encode()) for stop in limits.stop), default=0)
 
-    def decode(self) -> None:
-        self._admit()
-        while self.jobs:
-            active = len(self.jobs)
-            hidden = self.model(self.last[:active, None], cache=self.cache)
-            self._draw(self.model.logits(hidden[:, 0]), slice(0, active))
+    def decode(self) -> list[Completion]:
+        while self.waiting or self.jobs:
+            free = self.rows - len(self.jobs)
+            if self.waiting and (not self.jobs or free * REFILL_SHARE >= self.rows):
+                self._admit(free)
+            else:
+                hidden = self.model(self.last[: len(self.jobs), None], cache=self.cache)
+                self._draw(self.model.logits(hidden[:, 0]), slice(0, len(self.jobs)))
             self._retire()
-            self._admit()
+        return [self.completions[place] for place in range(len(self.completions))]
 
-    def _admit(self) -> None:
-        """Fill the free rows with waiting jobs; a first token is drawn for each, and those that end at once retire."""
-        while self.waiting and len(self.jobs) < self.cache.rows:
-            first = len(self.jobs)
-            jobs = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.cache.rows - first))]
-            leaders: dict[int, int] = {}
-            followers: dict[int, list[int]] = {}
-            for row, job in enumerate(jobs, start=first):
-                leader = leaders.setdefault(job.prompt, row)
-                followers.setdefault(leader, []).append(row)
-            self.cache.clear(range(first, first + len(jobs)))
-            logits = self._prefill(leaders)
-            for leader, rows in followers.items():
-                self.cache.copy(leader, rows)
-            self.jobs += jobs
-            rows = slice(first, first + len(jobs))
-            self.places[rows] = torch.tensor([job.place for job in jobs], device=self.device)
-            self.made[rows] = 0
-            order = list(leaders)
-            index = torch.tensor([order.index(job.prompt) for job in jobs], device=self.device)
-            self._draw(logits[index], rows)
-            self._retire()
+    def _admit(self, free: int) -> None:
+        """Give the free rows to waiting jobs, read their prompts, and draw the first token of each."""
+        first = len(self.jobs)
+        jobs = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        rows: dict[int, list[int]] = {}
+        for row, job in enumerate(jobs, start=first):
+            rows.setdefault(job.prompt, []).append(row)
+        fresh = {prompt: group[0] for prompt, group in rows.items() if prompt != self.held.prompt}
+        self.cache.clear(list(fresh.values()))
+        logits = self._read(fresh)
+        if self.held.prompt in rows:
+            logits[self.held.prompt] = self.held.logits
+            self.cache.copy(self.rows, rows[self.held.prompt])
+        for prompt, leader in fresh.items():
+            self.cache.copy(leader, rows[prompt])
+        after = jobs[-1].prompt
+        if self.waiting and self.waiting[0].prompt == after != self.held.prompt:
+            self.cache.copy(fresh[after], [self.rows])
+            self.held = _Held(after, logits[after])
+        self.jobs += jobs
+        span = slice(first, len(self.jobs))
+        self.uniforms[span] = torch.from_numpy(np.stack([self.streams.of(job) for job in jobs])).to(self.device)
+        self.made[span] = 0
+        self._draw(torch.stack([logits[job.prompt] for job in jobs]), span)
 
-    def _prefill(self, leaders: dict[int, int]) -> Float[Tensor, "prompt vocab"]:
-        """Read each prompt into its leader's row; the logits of the token after it."""
-        counts = [len(self.prompts[prompt]) for prompt in leaders]
-        padded = torch.zeros(len(counts), max(counts), dtype=torch.long, device=self.device)
-        for place, prompt in enumerate(leaders):
-            padded[place, : counts[place]] = torch.tensor(self.prompts[prompt], device=self.device)
-        hidden = self.model(padded, cache=self.cache, rows=list(leaders.values()), counts=counts)
-        ends = torch.tensor(counts, device=self.device) - 1
-        return self.model.logits(hidden[torch.arange(len(counts), device=self.device), ends])
+    def _read(self, leaders: dict[int, int]) -> dict[int, Float[Tensor, " vocab"]]:
+        """Read each prompt into its row; the logits of the token after it."""
+        logits: dict[int, Tensor] = {}
+        left = sorted(leaders, key=lambda prompt: len(self.prompts[prompt]))
+        while left:
+            longest = len(self.prompts[left[-1]])
+            some = left[-max(1, PREFILL_SCORES // longest**2) :]
+            del left[-len(some) :]
+            counts = [len(self.prompts[prompt]) for prompt in some]
+            padded = np.zeros((len(some), longest), dtype=np.int64)
+            for place, prompt in enumerate(some):
+                padded[place, : counts[place]] = self.prompts[prompt]
+            tokens = torch.from_numpy(padded).to(self.device)
+            hidden = self.model(tokens, cache=self.cache, rows=[leaders[prompt] for prompt in some], counts=counts)
+            ends = torch.tensor(counts, device=self.device) - 1
+            after = self.model.logits(hidden[torch.arange(len(some), device=self.device), ends])
+            logits.update(zip(some, after.unbind(), strict=True))
+        return logits
 
     def _draw(self, logits: Float[Tensor, "row vocab"], rows: slice) -> None:
-        places, made = self.places[rows], self.made[rows]
-        tokens, logprobs = draw(logits, self.uniforms[places, made], self.limits)
-        self.tokens[places, made] = tokens
-        self.logprobs[places, made] = logprobs
+        order, made = self.order[rows], self.made[rows]
+        tokens, logprobs = draw(logits, self.uniforms[order, made], self.limits)
+        self.tokens[order, made] = tokens
+        self.logprobs[order, made] = logprobs
         self.last[rows] = tokens
         self.made[rows] += 1
 
     def _retire(self) -> None:
         """Take the finished rows out; the last rows move into their places."""
         active = len(self.jobs)
-        ended = torch.isin(self.last[:active], self.ends)
         over = self.made[:active] >= self.limits.max_new_tokens
-        done = dict.fromkeys(ended.nonzero()[:, 0].tolist(), "end")
-        for row in (over & ~ended).nonzero()[:, 0].tolist():
-            done[row] = "length"
-        if self.limits.stop:
-            self._match_stops(done)
+        ended = torch.isin(self.last[:active], self.ends)
+        done = set((over | ended).nonzero()[:, 0].tolist())
+        if self.limits.stop and active:
+            done |= self._stopped(active)
         for row in sorted(done, reverse=True):
-            place = self.jobs[row].place
-            self.length[place] = int(self.made[row])
-            self.stop[place] = done[row]
+            self._finish(row)
             final = len(self.jobs) - 1
             if row != final:
                 self.cache.copy(final, [row])
                 self.jobs[row] = self.jobs[final]
-                for state in (self.places, self.made, self.last):
+                for state in (self.uniforms, self.tokens, self.logprobs, self.made, self.last):
                     state[row] = state[final]
             self.jobs.pop()
 
-    def _match_stops(self, done: dict[int, str]) -> None:
-        for row, job in enumerate(self.jobs):
-            if done.get(row) == "end":
-                continue
-            text = self.tokenizer.decode(self.tokens[job.place, : int(self.made[row])].tolist(), skip_special=True)
-            found = [text.find(stop) for stop in self.limits.stop if stop in text]
-            if found:
-                done[row] = "stop"
-                self.texts[job.place] = text[: min(found)]
+    def _stopped(self, active: int) -> set[int]:
+        """The rows whose newest token completed a stop string.
 
-    def completions(self) -> list[list[Completion]]:
-        tokens, logprobs = self.tokens.tolist(), self.logprobs.tolist()
-        made = [self._completion(place, tokens[place], logprobs[place]) for place in range(len(tokens))]
-        return [made[start : start + self.count] for start in range(0, len(made), self.count)]
+        A string of n bytes lies within the last n tokens; one more is looked at, since it may begin in the middle.
+        """
+        window = min(self.longest_stop + 1, self.limits.max_new_tokens)
+        made = self.made[:active]
+        places = (made[:, None] + torch.arange(-window, 0, device=self.device)).clamp(min=0)
+        tails = self.tokens[:active].gather(1, places).tolist()
+        texts = [self.tokenizer.decode(tail[-length:]) for tail, length in zip(tails, made.tolist(), strict=True)]
+        return {row for row, text in enumerate(texts) if any(stop in text for stop in self.limits.stop)}
 
-    def _completion(self, place: int, tokens: list[int], logprobs: list[float]) -> Completion:
-        length, stop = self.length[place], self.stop[place]
-        kept = tokens[:length]
-        text = self.texts.get(place)
-        if text is None:
-            text = self.tokenizer.decode(kept[:-1] if stop == "end" else kept)
-        return Completion(tuple(kept), tuple(logprobs[:length]), text, stop, self.sampler.policy)
+    def _finish(self, row: int) -> None:
+        """Write down what the row made."""
+        length = int(self.made[row])
+        tokens = self.tokens[row, :length].tolist()
+        logprobs = self.logprobs[row, :length].tolist()
+        ended = tokens[-1] in self.tokenizer.stop_tokens
+        text, stop = self.tokenizer.decode(tokens[:-1] if ended else tokens), "end" if ended else "length"
+        found = [text.find(wanted) for wanted in self.limits.stop if wanted in text]
+        if found:
+            text, stop = text[: min(found)], "stop"
+        self.completions[self.jobs[row].place] = Completion(tuple(tokens), tuple(logprobs), text, stop, self.policy)
 
 
 def draw(
@@ -211,28 +248,29 @@ def draw(
     """
     if limits.temperature == 0:
         return logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
-    scaled = logits.float() / limits.temperature
+    scaled = logits.float() if limits.temperature == 1 else logits.float() / limits.temperature
     scaled = truncate(scaled, top_p=limits.top_p, top_k=limits.top_k, min_p=limits.min_p)
     probabilities = torch.softmax(scaled, dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
-    wanted = (uniform * cumulative[:, -1])[:, None]
-    tokens = torch.searchsorted(cumulative, wanted, right=True)
-    # rounding can put `wanted` on the last step of the sum: the last token that has any probability then
-    likely = (probabilities > 0).int()
-    final = likely.shape[1] - 1 - likely.flip(-1).argmax(dim=-1, keepdim=True)
-    tokens = torch.minimum(tokens, final)
+    total = cumulative[:, -1]
+    # strictly below the total, so that the first step above it belongs to a token that has a probability
+    wanted = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(cumulative, wanted[:, None], right=True)
     return tokens[:, 0], probabilities.gather(1, tokens)[:, 0].log()
 
 
-def _uniforms(prompts: list[list[int]], count: int, limits: Limits) -> np.ndarray:
-    """A row of numbers in [0, 1) for each completion, from a stream of its own."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    numbers = np.empty((len(prompts) * count, limits.max_new_tokens), dtype=np.float32)
-    for index, prompt in enumerate(prompts):
-        repeat = seen[tuple(prompt)]
-        seen[tuple(prompt)] += 1
-        for sample in range(count):
-            key = seed_for(limits.seed, prompt, repeat, sample)
-            stream = np.random.Generator(np.random.Philox(key=key))
-            numbers[index * count + sample] = stream.random(limits.max_new_tokens, dtype=np.float32)
-    return numbers
+class _Streams:
+    """A stream of numbers in [0, 1) for each completion: Philox, keyed by the request and the sample's number."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], limits: Limits) -> None:
+        seen: Counter[tuple[int, ...]] = Counter()
+        self.length = limits.max_new_tokens
+        self.keys: list[int] = []
+        for prompt in prompts:
+            repeat = seen[tuple(prompt)]
+            seen[tuple(prompt)] += 1
+            self.keys.append(seed_for(limits.seed, list(prompt), repeat))
+
+    def of(self, job: _Job) -> np.ndarray:
+        key = np.array([self.keys[job.prompt], job.sample], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key)).random(self.length, dtype=np.float32)

@@ -1,0 +1,150 @@
+"""The local sampler: the distribution it draws from, streams of its own, stops, and room made at once."""
+
+import math
+
+import pytest
+import torch
+
+from upweight.core.errors import UserError
+from upweight.core.protocols import Limits
+from upweight.core.records import Message
+from upweight.model.transformer import ModelConfig, Transformer, make_model
+from upweight.rollout.local import LocalSampler, draw
+from upweight.text.chat import CHATML, render
+from upweight.text.tokenizer import Tokenizer
+
+TEXTS = [f"{a} and {b} make {a + b}. Done\n" for a in range(20) for b in range(20)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, 300, chat_template=CHATML)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Transformer:
+    config = ModelConfig(tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, ffn=64, max_context=200)
+    return make_model(config, seed=1)
+
+
+def test_tokens_are_drawn_by_their_probabilities() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    logits = probabilities.log().expand(50_000, 5)
+    uniform = torch.rand(50_000, generator=torch.Generator().manual_seed(0))
+    tokens, logprobs = draw(logits, uniform, Limits(1))
+    counts = torch.bincount(tokens, minlength=5) / 50_000
+    # standard deviation of a share at most sqrt(0.25 / 50,000) = 0.0022; four of them
+    assert (counts - probabilities).abs().max() < 0.009
+    assert counts[1] == 0
+    torch.testing.assert_close(logprobs, probabilities[tokens].log())
+    # top_p 0.75 keeps 0.5 and 0.3, renormalised to 5/8 and 3/8
+    tokens, logprobs = draw(logits, uniform, Limits(1, top_p=0.75))
+    assert set(tokens.tolist()) == {0, 2}
+    assert abs(float((tokens == 0).float().mean()) - 0.625) < 0.009
+    assert math.isclose(float(logprobs[tokens == 2][0]), math.log(3 / 8), rel_tol=1e-5)
+    # temperature 0.5 squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365
+    tokens, logprobs = draw(logits, uniform, Limits(1, temperature=0.5, top_k=3))
+    assert set(tokens.tolist()) == {0, 2, 3}
+    assert math.isclose(float(logprobs[tokens == 3][0]), math.log(0.0225 / 0.3625), rel_tol=1e-4)
+    # min_p 0.4 keeps what has 0.4 x 0.5 = 0.2 at least
+    assert set(draw(logits, uniform, Limits(1, min_p=0.4))[0].tolist()) == {0, 2}
+
+
+def test_the_ends_of_the_uniform_range_draw_tokens_that_have_a_probability() -> None:
+    logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]]).expand(3, 4)
+    uniform = torch.tensor([0.0, 0.5, 1.0])
+    tokens, logprobs = draw(logits, uniform, Limits(1))
+    assert tokens.tolist() == [1, 2, 2]
+    assert torch.isfinite(logprobs).all()
+
+
+def test_greedy_takes_the_likeliest_and_is_certain_of_it(model: Transformer, tokenizer: Tokenizer) -> None:
+    one, other = LocalSampler(model, tokenizer).sample(["3 and"], count=2, limits=Limits(8, temperature=0.0))[0]
+    assert one.tokens == other.tokens
+    assert one.logprobs == (0.0,) * len(one.tokens)
+    prompt = torch.tensor([tokenizer.encode("3 and")])
+    assert one.tokens[0] == int(model.logits(model(prompt)[0, -1]).argmax())
+
+
+def test_a_completion_depends_on_seed_prompt_and_sample_alone(model: Transformer, tokenizer: Tokenizer) -> None:
+    sampler = LocalSampler(model, tokenizer, batch_rows=5, policy="me")
+    limits = Limits(12, seed=7)
+    alone = sampler.sample(["4 and 4"], count=3, limits=limits)[0]
+    among = sampler.sample(["1 and 1", "4 and 4", "2"], count=6, limits=limits)[1]
+    assert [c.tokens for c in alone] == [c.tokens for c in among[:3]]
+    assert len({c.tokens for c in among}) == 6
+    other_seed = sampler.sample(["4 and 4"], count=3, limits=Limits(12, seed=8))[0]
+    assert other_seed[0].tokens != alone[0].tokens
+    twice = sampler.sample(["4 and 4", "4 and 4"], count=1, limits=limits)
+    assert twice[0][0].tokens == alone[0].tokens != twice[1][0].tokens
+    assert alone[0].policy == "me"
+
+
+def test_conversations_are_rendered_by_the_template(model: Transformer, tokenizer: Tokenizer) -> None:
+    messages = (Message("user", "3 and 4?"),)
+    text = tokenizer.decode(render(tokenizer, messages))
+    sampler = LocalSampler(model, tokenizer)
+    by_messages, by_text = sampler.sample([messages, text], count=1, limits=Limits(6))
+    # the same tokens asked twice in one call: the second has another stream, so ask it alone
+    assert by_messages == sampler.sample([text], count=1, limits=Limits(6))[0]
+    assert by_messages != by_text
+
+
+@pytest.fixture
+def cycling(tokenizer: Tokenizer) -> Transformer:
+    """A model that writes its vocabulary's successor table: token t is followed by t + 1, and 4 by the end of turn."""
+    size = tokenizer.vocab_size
+    config = ModelConfig(size, width=size, layers=1, heads=1, kv_heads=1, ffn=2, head_size=2, tied=False)
+    model = make_model(config, seed=0)
+    with torch.no_grad():
+        for layer in model.layers:
+            for parameter in layer.parameters():
+                parameter.zero_()
+        model.embedding.weight.copy_(torch.eye(size))
+        assert model.head is not None
+        model.head.weight.copy_(50 * torch.eye(size).roll(1, 0))
+    return model
+
+
+def test_stops_are_told_apart(cycling: Transformer, tokenizer: Tokenizer) -> None:
+    end = tokenizer.end_of_turn
+    letters = tokenizer.encode("abcdefg")
+    assert letters == list(range(letters[0], letters[0] + 7))  # single bytes lie side by side in the vocabulary
+    sampler = LocalSampler(cycling, tokenizer)
+    length = sampler.sample(["a"], count=1, limits=Limits(3))[0][0]
+    assert (length.text, length.stop, length.truncated) == ("bcd", "length", True)
+    stopped = sampler.sample(["a"], count=1, limits=Limits(9, stop=("zz", "de")))[0][0]
+    assert (stopped.text, stopped.stop) == ("bc", "stop")
+    assert tokenizer.decode(stopped.tokens) == "bcde"
+    at_once = sampler.sample(["a"], count=1, limits=Limits(9, stop=("b",)))[0][0]
+    assert (at_once.text, at_once.stop, len(at_once.tokens)) == ("", "stop", 1)
+    at_the_limit = sampler.sample(["a"], count=1, limits=Limits(4, stop=("de",)))[0][0]
+    assert at_the_limit.stop == "stop"
+    assert sampler.sample([tokenizer.token_text(end - 1)], count=1, limits=Limits(9))[0][0].stop == "end"
+
+
+def test_rows_end_at_their_own_time_and_make_room(cycling: Transformer, tokenizer: Tokenizer) -> None:
+    # "a" takes four tokens to its stop string, "abc" two; 22 completions pass through four rows
+    prompts = ["abc"[: 1 + index % 3] for index in range(11)]
+    limits = Limits(5, stop=("f",))
+    groups = LocalSampler(cycling, tokenizer, batch_rows=4).sample(prompts, count=2, limits=limits)
+    expected = {"a": "bcde", "ab": "cde", "abc": "de"}
+    assert [[c.text for c in group] for group in groups] == [[expected[prompt]] * 2 for prompt in prompts]
+
+
+def test_what_does_not_fit_the_context_is_refused(model: Transformer, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="lower max_new_tokens"):
+        LocalSampler(model, tokenizer).sample(["1"], count=1, limits=Limits(200))
+
+
+def test_little_memory_only_means_fewer_rows(model: Transformer, tokenizer: Tokenizer) -> None:
+    limits = Limits(10, seed=2)
+    roomy = LocalSampler(model, tokenizer).sample(["1 and", "2"], count=3, limits=limits)
+    tight = LocalSampler(model, tokenizer, cache_bytes=1).sample(["1 and", "2"], count=3, limits=limits)
+    assert [[c.tokens for c in group] for group in roomy] == [[c.tokens for c in group] for group in tight]
+
+
+def test_nothing_asked_nothing_sampled(model: Transformer, tokenizer: Tokenizer) -> None:
+    sampler = LocalSampler(model, tokenizer)
+    assert sampler.sample([], count=3, limits=Limits(4)) == []
+    assert sampler.sample(["1"], count=0, limits=Limits(4)) == [[]]
