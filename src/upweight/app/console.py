@@ -139,8 +139,13 @@ class _Pace:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left, None where the rate is not known."""
-        return (self.total - self.done) / self.rate if self.rate > 0 else None
+        """Seconds left, None where the rate or the total is not known."""
+        return (self.total - self.done) / self.rate if self.rate > 0 and self.total > self.done else None
+
+    @property
+    def progress(self) -> str:
+        """How much of how much; a total of 0 is not known."""
+        return f"{count(self.done)}/{count(self.total)}" if self.total else count(self.done)
 
 
 class _PrintedBar(Bar):
@@ -167,7 +172,7 @@ class _PrintedBar(Bar):
     def _line(self, finished: bool) -> None:
         pace = self.pace
         elapsed = max(time.monotonic() - pace.began, 1e-9)
-        parts = [f"{count(pace.done)}/{count(pace.total)} {self.unit}"]
+        parts = [f"{pace.progress} {self.unit}"]
         rate = (pace.done - pace.first) / elapsed if finished else pace.rate
         parts.append(f"{count(rate)} {self.unit}/s")
         parts += [f"{name} {figure(value)}" for name, value in pace.shown.items()]
@@ -184,7 +189,7 @@ class _DrawnBar(Bar):
     ) -> None:
         self.monitor, self.progress = monitor, progress
         self.pace = _Pace(total, done)
-        self.task = progress.add_task(f"{monitor.step}: {label}", total=total, unit=unit, pace=self.pace)
+        self.task = progress.add_task(f"{monitor.step}: {label}", total=total or None, unit=unit, pace=self.pace)
         progress.update(self.task, completed=done)
 
     def advance(self, amount: float | int = 1, **shown: float | int) -> None:
@@ -213,7 +218,7 @@ class _Figures(ProgressColumn):
     def render(self, task: Task) -> Text:
         pace: _Pace = task.fields["pace"]
         unit = task.fields["unit"]
-        parts = [f"{count(pace.done)}/{count(pace.total)} {unit}", f"{count(pace.rate)} {unit}/s"]
+        parts = [f"{pace.progress} {unit}", f"{count(pace.rate)} {unit}/s"]
         if pace.eta is not None:
             parts.append(f"ETA {duration(pace.eta)}")
         parts += [f"{name} {figure(value)}" for name, value in pace.shown.items()]

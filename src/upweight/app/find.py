@@ -11,16 +11,16 @@ import linecache
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType, ModuleType, TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from upweight.app.recipe import Recipe, suggestion
 from upweight.core.errors import UserError
 
 PACKAGE = "upweight.recipes"
-UNEXPECTED = re.compile(r"(?P<call>[\w.]+)\(\) got an unexpected keyword argument '(?P<field>\w+)'")
+UNEXPECTED = re.compile(r"got an unexpected keyword argument '(?P<field>\w+)'")
 
 
 def recipe_names() -> list[str]:
@@ -113,23 +113,28 @@ def _flags(names: Mapping[str, Any] | list[str]) -> str:
 def _misspelt(error: TypeError, given: str) -> Exception:
     """The UserError that a misspelt field deserves; `error` itself where it is something else."""
     match = UNEXPECTED.search(str(error))
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if match is None or trace is None:
+    if match is None:
         return error
+    for trace in reversed(list(_traces(error))):
+        called = _called(trace, match["field"])
+        if called is not None:
+            line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+            where = f"{given}, line {trace.tb_lineno}" if given.endswith(".py") else f"recipe {given}"
+            hint = suggestion(match["field"], list(inspect.signature(called).parameters))
+            return UserError(f"{where}: {called.__qualname__} has no field {match['field']!r}{hint} (in: {line})")
+    return error
+
+
+def _traces(error: BaseException) -> Iterator[TracebackType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _called(trace: TracebackType, field: str) -> Any:
+    """The class or function that this frame calls with the argument `field`, by the call's place in the source."""
     frame = trace.tb_frame
-    where = f"{given}, line {trace.tb_lineno}" if given.endswith(".py") else f"recipe {given}"
-    line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno).strip()
-    called = _called(trace, frame)
-    names = list(inspect.signature(called).parameters) if called is not None else []
-    hint = suggestion(match["field"], names) if names else ""
-    owner = match["call"].removesuffix(".__init__")
-    return UserError(f"{where}: {owner} has no field {match['field']!r}{hint} (in: {line})")
-
-
-def _called(trace: TracebackType, frame: FrameType) -> Any:
-    """The object whose call failed in the last frame, found by the call's own place in the source; None if unknown."""
     positions = list(frame.f_code.co_positions())[trace.tb_lasti // 2]
     first, last, start, end = positions
     if first is None or last is None or start is None or end is None:
@@ -142,7 +147,7 @@ def _called(trace: TracebackType, frame: FrameType) -> Any:
         call = ast.parse(b"".join(encoded).decode().strip(), mode="eval").body
     except SyntaxError:
         return None
-    if not isinstance(call, ast.Call):
+    if not isinstance(call, ast.Call) or field not in [argument.arg for argument in call.keywords]:
         return None
     found: Any = None
     for depth, name in enumerate(ast.unparse(call.func).split(".")):

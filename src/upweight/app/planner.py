@@ -10,7 +10,7 @@ idle; a measured constant, set against actual times in every report.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -21,8 +21,8 @@ from upweight.app.environment import resident_memory_bytes
 from upweight.app.recipe import Recipe
 from upweight.core.work import Estimate, Machine
 
-ATTAINED = 0.3
-MEASURED_SECONDS = 0.15
+ATTAINED = 0.5
+MEASURED_SECONDS = 0.25
 ROWS = 4096
 NARROWEST, WIDEST = 64, 4096
 PARAMETERS_A_WIDTH_SQUARED = 48
@@ -85,11 +85,16 @@ def estimates(recipe: Recipe) -> dict[str, Estimate]:
 
 
 def plan(recipe: Recipe, machine: Machine) -> list[Planned]:
-    """Every step's cost on this machine, in order."""
-    speed = Speed(machine)
+    """Every step's cost on this machine, in order; memory includes what this process holds already."""
+    speed, base = Speed(machine), resident_memory_bytes()
     costs: Mapping[str, Estimate] = estimates(recipe)
     return [
-        Planned(step.name, step.stage_name, costs[step.name], speed.seconds(costs[step.name]))
+        Planned(
+            step.name,
+            step.stage_name,
+            replace(costs[step.name], memory_bytes=costs[step.name].memory_bytes + base),
+            speed.seconds(costs[step.name]),
+        )
         for step in recipe.steps()
     ]
 
@@ -103,7 +108,6 @@ def print_plan(recipe: Recipe, machine: Machine, price_per_hour: float = 0.0, co
     table = Table("step", "stage", title=f"plan of {recipe.name} on {machine.device}", title_justify="left")
     for heading in ("parameters", "tokens", "FLOPs", "memory", "disk", "time"):
         table.add_column(heading, justify="right")
-    base = resident_memory_bytes()
     for item in planned:
         cost = item.estimate
         table.add_row(
@@ -112,7 +116,7 @@ def print_plan(recipe: Recipe, machine: Machine, price_per_hour: float = 0.0, co
             _count(cost.parameters),
             _count(cost.tokens),
             _count(cost.flops),
-            size(base + cost.memory_bytes),
+            size(cost.memory_bytes),
             size(cost.disk_bytes),
             duration(item.seconds),
         )
@@ -124,7 +128,7 @@ def print_plan(recipe: Recipe, machine: Machine, price_per_hour: float = 0.0, co
         "",
         _count(sum(item.estimate.tokens for item in planned)),
         _count(sum(item.estimate.flops for item in planned)),
-        size(base + max(item.estimate.memory_bytes for item in planned)),
+        size(max(item.estimate.memory_bytes for item in planned)),
         size(sum(item.estimate.disk_bytes for item in planned)),
         duration(seconds),
     )

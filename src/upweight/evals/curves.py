@@ -17,6 +17,7 @@ COUNTERS = ("step", "rollout_step")
 PLACES = ("consumed",)
 UNINTERESTING = ("tokens", "seconds", "phase", *COUNTERS, *PLACES)
 FIRST = ("loss", "reward", "accuracy", "learning_rate")
+SCHEDULED = ("learning_rate",)
 MOST_FIGURES = 9
 MOST_POINTS = 400
 SMOOTHED_SHARE = 0.05
@@ -76,7 +77,7 @@ def _phases(rows: Sequence[Mapping[str, Any]], across: str) -> list[Stretch]:
 
 def _curve(name: str, across: str, points: Sequence[Point], phases: Sequence[Stretch]) -> figure:
     kept = points[:: max(1, len(points) // MOST_POINTS)]
-    source = ColumnDataSource({"x": [x for x, _ in kept], "raw": [y for _, y in kept], "mean": _smooth(kept)})
+    source = ColumnDataSource({"x": [x for x, _ in kept], "raw": [y for _, y in kept], "mean": _smooth(kept, name)})
     made = _empty(name.replace("_", " "), across.replace("_step", " step"))
     for index, (phase, begin, end) in enumerate(phases):
         made.add_layout(
@@ -94,9 +95,9 @@ def _curve(name: str, across: str, points: Sequence[Point], phases: Sequence[Str
     return made
 
 
-def _smooth(points: Sequence[Point]) -> list[float]:
-    """The mean of each point and those close before it, so that the trend shows through the noise."""
-    reach = max(1, round(len(points) * SMOOTHED_SHARE))
+def _smooth(points: Sequence[Point], name: str) -> list[float]:
+    """The mean of each point and those close before it, to show the trend through the noise; a schedule has none."""
+    reach = 1 if name in SCHEDULED else max(1, round(len(points) * SMOOTHED_SHARE))
     values = [value for _, value in points]
     return [math.fsum(values[max(0, end - reach) : end]) / min(end, reach) for end in range(1, len(values) + 1)]
 
@@ -131,7 +132,9 @@ def intervals(family: str, rows: Sequence[Mapping[str, Any]]) -> figure:
     highest = max(max(source.data["high"]), 0.01)
     made.y_range = Range1d(min(0.0, min(source.data["low"])), min(1.0, highest) * 1.08)
     made.vbar(x="checkpoint", top="mean", width=0.6, color=PALE, source=source)
-    made.add_layout(Whisker(base="checkpoint", lower="low", upper="high", source=source, line_color=INK))
+    made.add_layout(
+        Whisker(base="checkpoint", lower="low", upper="high", source=source, line_color=INK, level="overlay")
+    )
     made.add_tools(HoverTool(tooltips=[("", "@checkpoint: @mean{0.000} [@low{0.000}, @high{0.000}]")]))
     if len(names) > 4:
         made.xaxis.major_label_orientation = math.pi / 4

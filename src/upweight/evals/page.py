@@ -177,11 +177,13 @@ def readable(value: Any) -> Any:
 
 
 def shape(value: Any) -> str:
-    """How the template shows a value: messages, table, matrix, fields, list, text, number or empty."""
+    """How the template shows a value; "figures" are fields that are all short."""
     if value is None or value == [] or value == {}:
         return "empty"
     if isinstance(value, Mapping):
-        return "matrix" if all(map(_is_row, value.values())) else "fields"
+        if all(map(_is_row, value.values())):
+            return "matrix"
+        return "figures" if all(map(_is_short, value.values())) else "fields"
     if isinstance(value, (list, tuple)):
         if all(isinstance(item, Mapping) for item in value):
             if all({"role", "content"} <= item.keys() for item in value):

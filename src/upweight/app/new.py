@@ -1,0 +1,24 @@
+"""`upweight new`: a commented recipe to start from, which runs as it is."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from upweight.app.recipe import NAME
+from upweight.core.errors import UserError
+
+START = "start.txt"
+
+
+def write_start(path: Path) -> str:
+    """Write the start to `path` and return what to do next. An existing file is refused, not replaced."""
+    if path.suffix != ".py" or not NAME.fullmatch(path.stem):
+        raise UserError(f"{path}: a recipe is a Python file; give it a name like my_recipe.py")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no directory: make it first")
+    text = files("upweight.app").joinpath(START).read_text().format(file=path, name=path.stem)
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{path} exists already: give another name, or remove it first") from None
+    return f"wrote {path}. Next: upweight plan {path}, then upweight run {path}"

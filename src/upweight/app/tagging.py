@@ -1,0 +1,38 @@
+"""`upweight tagger`: train the tagger from annotated documents, and score texts with it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from upweight.core.errors import UserError
+from upweight.curate.dimensions import DIMENSIONS
+from upweight.curate.tagger import Tagger
+from upweight.curate.tagger_figures import as_markdown
+from upweight.curate.tagger_training import train_tagger as train_from
+
+
+def train_tagger(annotated: Path, out: Path, seed: int) -> None:
+    """Train, write the weights to `out`, and print how well documents that were held back are scored."""
+    print(as_markdown(train_from(annotated, out, seed=seed)))
+    print(f"wrote {out}")
+
+
+def score_files(paths: Sequence[Path], weights: Path | None) -> None:
+    """Print one JSON object a file: its path and its score on each dimension. Raises UserError where one is no text."""
+    if not paths:
+        raise UserError("name at least one text file")
+    texts = [_text(path) for path in paths]
+    names = [dimension.name for dimension in DIMENSIONS]
+    for path, scores in zip(paths, Tagger.load(weights).score(texts).tolist(), strict=True):
+        print(json.dumps({"file": str(path), "scores": dict(zip(names, scores, strict=True))}))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory: name text files, each of them is one document") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): convert it, or leave it out") from None

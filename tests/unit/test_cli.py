@@ -1,0 +1,125 @@
+"""The command line as a person meets it: help, errors of one paragraph, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from upweight import cli
+
+SMALL = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent / "app")!r})
+from small_stages import Count, Total
+from upweight.app.recipe import Recipe, Step
+
+def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
+    numbers = Step("numbers", Count, Count.Config(to=round(10 * scale)))
+    return Recipe("small", Step("total", Total, Total.Config(), {{"numbers": numbers}}), seed=seed)
+"""
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def upweight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command in this process, in a directory of its own: starting Python anew each time would take minutes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["upweight", *arguments])
+        sys.modules.pop("small_recipe", None)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    yield call
+    sys.modules.pop("small_recipe", None)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    (tmp_path / "small_recipe.py").write_text(SMALL)
+    return tmp_path
+
+
+def told(result: Result, code: int) -> str:
+    """The one paragraph on stderr."""
+    assert result.returncode == code, result.stderr
+    assert result.stderr.startswith("upweight: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_help_names_every_verb(upweight) -> None:
+    result = upweight("--help")
+    assert result.returncode == 0
+    for verb in ("run", "plan", "show", "report", "eval", "chat", "serve", "new", "tagger"):
+        assert f"• {verb} " in result.stdout
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    heavy = "import sys, upweight.cli; assert not {'torch', 'rich.progress', 'bokeh', 'fastapi'} & set(sys.modules)"
+    before = os.times()
+    subprocess.run([sys.executable, "-c", heavy], check=True)
+    after = os.times()
+    # 0.3 s on a free core; processor time, because tests share the machine, and room for a slower one
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
+
+
+def test_a_run_from_its_plan_to_its_end(upweight, small: Path) -> None:
+    assert "total" in upweight("plan", "small_recipe.py").stdout
+    assert "build     numbers" in upweight("run", "small_recipe.py", "--dry-run").stdout
+    assert not (small / "runs").exists()
+    first = upweight("run", "small_recipe.py")
+    assert first.returncode == 0, first.stderr
+    # 0 + 1 + ... + 9 = 45
+    assert (small / "runs/small/total/total.txt").read_text() == "45.0\n"
+    assert upweight("run", "small_recipe.py").stdout.count("skipped") == 2
+    shown = upweight("show", "small_recipe.py").stdout
+    assert shown.count("│ complete │") == 2
+    changed = told(upweight("run", "small_recipe.py", "--scale", "2"), 3)
+    assert "config.to was 10, now 20" in changed
+    rebuilt = upweight("run", "small_recipe.py", "--scale", "2", "--rebuild", "numbers")
+    assert rebuilt.returncode == 0
+    # 0 + ... + 19 = 190
+    assert (small / "runs/small/total/total.txt").read_text() == "190.0\n"
+
+
+def test_errors_are_one_paragraph(upweight, small: Path) -> None:
+    assert "did you mean quickstart?" in told(upweight("run", "quikstart"), 2)
+    assert "no step 'totl': did you mean total?" in told(upweight("run", "small_recipe.py", "--until", "totl"), 2)
+    assert "--device cpu" in told(upweight("run", "small_recipe.py", "--device", "cuda"), 2)
+    (small / "runs").write_text("a file")
+    assert "runs" in told(upweight("run", "small_recipe.py"), 2)
+
+
+def test_a_model_that_is_not_there(upweight, small: Path) -> None:
+    assert "is no model directory" in told(upweight("chat", "nothing"), 2)
+    missing = upweight("eval", "small_recipe.py", "--on", "none.jsonl")
+    assert "no complete checkpoint yet" in told(missing, 2)
+
+
+def test_the_tagger_scores_files(upweight, small: Path) -> None:
+    (small / "a.txt").write_text("A lemma is a small theorem. We prove it by induction on the number of steps.\n" * 5)
+    (small / "b.txt").write_bytes(b"caf\xe9")
+    result = upweight("tagger", "score", "a.txt")
+    assert result.returncode == 0, result.stderr
+    scores = json.loads(result.stdout)["scores"]
+    assert len(scores) == 20
+    assert all(0 <= score <= 9 for score in scores.values())
+    assert "b.txt is not UTF-8 (byte 3)" in told(upweight("tagger", "score", "b.txt"), 2)
