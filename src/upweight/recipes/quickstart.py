@@ -142,6 +142,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
                 "medium": shard.Pool(("medium",)),
             },
             vocabulary=1024,
+            control_sources=("*-dialogue",),
             tokenizer_bytes=of(3e6, 500_000),
         ),
         {"documents": mixture},

@@ -11,7 +11,7 @@ from upweight.core.work import Estimate, Summary, Work
 from upweight.model.weights import fingerprint, load, save
 from upweight.objectives.next_token import NextToken
 from upweight.store.jsonl import read_jsonl
-from upweight.text.chat import CHATML, encode_conversation
+from upweight.text.chat import CHATML, encode_turns
 from upweight.text.tokenizer import Tokenizer
 from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import Encoded, PackedLoader
@@ -66,7 +66,7 @@ def run(config: Config, work: Work) -> Summary:
     encoded = [
         Encoded(tuple(tokens), tuple(trained), conversation.source)
         for conversation in conversations
-        for tokens, trained in [encode_conversation(tokenizer, conversation.messages)]
+        for tokens, trained in encode_turns(tokenizer, conversation.messages)
     ]
     fitting = [item for item in encoded if len(item.tokens) <= config.context]
     if not fitting:

@@ -47,6 +47,8 @@ class Config:
     vocabulary: entries of the byte-level BPE, the special tokens included.
     tokenizer_bytes: how much text the tokenizer is trained on, sampled evenly over the pools' documents.
     tokenizer: a directory or hub name of a tokenizer to use instead of training one.
+    control_sources: patterns of sources whose texts may hold control tokens ("<|im_start|>"). Elsewhere these are
+        plain characters, so that no document can forge the end of another.
     heldout_share: the share of documents held out for bits per byte, 0-1.
     heldout_most: documents kept of those held out, a pool.
     """
@@ -55,6 +57,7 @@ class Config:
     vocabulary: int = 1024
     tokenizer_bytes: int = 4_000_000
     tokenizer: str | None = None
+    control_sources: tuple[str, ...] = ()
     heldout_share: float = 0.01
     heldout_most: int = 64
 
@@ -116,6 +119,22 @@ def _sample(files: Sequence[Path], config: Config, random: Random) -> Iterator[s
             yield text
 
 
+def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[str, str, str, str]], config: Config) -> list[list[int]]:
+    """The tokens of each document; control tokens are known in those of `control_sources` only."""
+    encoded: list[list[int]] = [[] for _ in batch]
+    for control in (False, True):
+        places = [
+            place
+            for place, (_, _, source, _) in enumerate(batch)
+            if any(fnmatch(source, pattern) for pattern in config.control_sources) == control
+        ]
+        for place, tokens in zip(
+            places, tokenizer.encode_many([batch[place][1] for place in places], control=control), strict=True
+        ):
+            encoded[place] = tokens
+    return encoded
+
+
 def _write(
     files: Sequence[Path], tokenizer: Tokenizer, config: Config, work: Work
 ) -> tuple[dict[str, dict[str, dict[str, int]]], dict[str, list[Document]], Counter[str]]:
@@ -127,7 +146,7 @@ def _write(
     rows = _rows(files)
     with work.monitor.track("shard", total=total, unit="documents") as bar:
         while batch := list(islice(rows, DOCUMENTS_AT_ONCE)):
-            encoded = tokenizer.encode_many([text for _, text, _, _ in batch])
+            encoded = _encode(tokenizer, batch, config)
             for (identifier, text, source, tier), tokens in zip(batch, encoded, strict=True):
                 pool = _pool_of(config, tier, source)
                 if pool is None:
