@@ -72,7 +72,7 @@ class Problems:
 
     def find(self, documents: Sequence[Document]) -> list[Contamination]:
         """The contaminated ones among some documents, each with the problem of which it holds the largest share."""
-        if not self._by_length:
+        if not self._by_length or not documents:
             return []
         split = [_words(document.text) for document in documents]
         lookup = self._numbers.get

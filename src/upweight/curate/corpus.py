@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import pyarrow as arrow
 import pyarrow.compute as compute
@@ -76,7 +75,7 @@ class RowWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = parquet.ParquetWriter(self._building, schema, compression="zstd")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RowWriter":
         return self
 
     def __exit__(
@@ -121,7 +120,7 @@ class DocumentWriter:
         self._in_file = 0
         self._file: RowWriter | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "DocumentWriter":
         return self
 
     def __exit__(

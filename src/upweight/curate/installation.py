@@ -49,6 +49,10 @@ _DOCSTRING = re.compile(
 )
 
 
+_OURS = re.compile(r"upweight(-.*\.dist-info)?")
+"""This program's own directories among the packages: a corpus does not change with the program that builds it."""
+
+
 class _File(NamedTuple):
     order: str
     origin: str
@@ -162,6 +166,8 @@ def _files() -> dict[str, list[_File]]:
         for directory, below, names in os.walk(root):
             # site-packages may lie inside the standard library's directory: it is a root of its own, or not ours
             below[:] = [other for other in below if other not in ("__pycache__", "site-packages", "dist-packages")]
+            if directory == root:
+                below[:] = [other for other in below if _OURS.fullmatch(other) is None]
             for file in names:  # strings and not paths: an installation has some 50,000 files
                 kind = _kind(file, directory)
                 if kind is not None:

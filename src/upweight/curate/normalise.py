@@ -24,9 +24,9 @@ def normalise(text: str) -> str:
     Unicode composed (NFC), one kind of line end, no control characters, zero-width spaces or lone surrogates, no blanks
     at the ends of lines, at most two blank lines in a row, nothing around it.
     """
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
     text = _UNSEEN.sub("", _LINE_ENDS.sub("\n", text))
+    if not text.isascii():  # composed after the removals: what stood apart may now stand together
+        text = unicodedata.normalize("NFC", text)
     return _BLANK_LINES.sub("\n\n\n", _TRAILING.sub("", text)).strip()
 
 

@@ -5,11 +5,11 @@ dataclass with one method, `documents()`.
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -69,10 +69,10 @@ class JsonLines:
         if line is None:
             return Reject(self.source, origin, OVERSIZED)
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("utf-8-sig"))  # given bytes, json would guess at UTF-16 and UTF-32
         except UnicodeDecodeError:
             return Reject(self.source, origin, NOT_UTF8, begins(line))
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
             return Reject(self.source, origin, NO_OBJECT, begins(line))
         if not isinstance(record, dict):
             return Reject(self.source, origin, NO_OBJECT, begins(line))
@@ -82,6 +82,8 @@ class JsonLines:
         named = record.get(self.source_field) if self.source_field else None
         source = named if isinstance(named, str) and named else self.source
         # A lone surrogate can be written in JSON but not in UTF-8.
+        if any("\ud800" <= letter <= "\udfff" for letter in source):
+            return Reject(self.source, origin, NOT_UTF8, begins(line))
         return decoded(text.encode("utf-8", "surrogatepass"), source, origin, most=self.max_record_bytes)
 
 
@@ -96,13 +98,13 @@ def _lines(path: Path, most: int) -> Iterator[bytes | None]:
                 while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
                     pass
                 yield None
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
+        except (EOFError, zlib.error, OSError) as error:
             raise UserError(f"{path} cannot be decompressed to its end ({error}): fetch or write it again") from error
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
+        return gzip.GzipFile(path, "rb")
     if path.suffix == ".zst":
         return io.BufferedReader(arrow.input_stream(str(path), compression="zstd"), 1 << 20)
     return path.open("rb")
@@ -147,13 +149,20 @@ class Parquet:
 
     def _rows(self, path: Path, file: parquet.ParquetFile, columns: list[str]) -> Iterator[Document | Reject]:
         row = 0
-        for batch in file.iter_batches(1_000, columns=columns):
+        for batch in _batches(path, file, columns):
             texts = batch.column(self.text_column).cast(arrow.large_binary()).to_pylist()
             names = batch.column(self.source_column).to_pylist() if self.source_column else [None] * len(texts)
             for text, name in zip(texts, names, strict=True):
                 row += 1
                 source = str(name) if name else self.source
                 yield decoded(text or b"", source, f"{path}, row {row}", most=self.max_record_bytes)
+
+
+def _batches(path: Path, file: parquet.ParquetFile, columns: list[str]) -> Iterator[arrow.RecordBatch]:
+    try:
+        yield from file.iter_batches(1_000, columns=columns)
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read to its end ({error}): fetch or write it again") from error
 
 
 def _is_text(kind: arrow.DataType) -> bool:

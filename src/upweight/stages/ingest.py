@@ -1,9 +1,11 @@
 """ingest: every source is read, each text normalised, what the basic filters drop is kept with the reason.
 
 Writes documents/*.parquet (id, text, source) and dropped.parquet (id, source, reason, detail, excerpt). Records that
-could not be read stand in dropped.parquet too, without an id; their detail says where they are.
+could not be read stand in dropped.parquet too, without an id; their detail says where they are. Sources may read what
+lies outside the recipe, so the summary holds a fingerprint of what was read: equal texts in equal order, equal digits.
 """
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +53,7 @@ class _Tally:
         self.rejected: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, list[dict[str, str]]] = {}
+        self.digest = hashlib.sha256()
 
     def example(self, reason: str, **shown: str) -> None:
         shown_so_far = self.examples.setdefault(reason, [])
@@ -88,6 +91,7 @@ def run(config: Config, work: Work) -> Summary:
                 )
                 drops.add("", record.source, record.reason, record.origin, excerpt(record.excerpt))
             else:
+                tally.digest.update(f"{record.id} {record.source}\n".encode())
                 _take(config.filters, record, writer, drops, tally)
             if tally.records.total() % RECORDS_BEFORE_BOUND == 0:
                 tally.refuse_above(config.most_rejected_share)
@@ -123,6 +127,7 @@ def _take(filters: Sequence[Filter], record: Document, writer: DocumentWriter, d
 def _summary(tally: _Tally) -> dict[str, Any]:
     return {
         "records": tally.records.total(),
+        "fingerprint": tally.digest.hexdigest()[:16],
         "kept": tally.kept.total(),
         "kept_bytes": tally.kept_bytes.total(),
         "rejected": dict(tally.rejected.most_common()),
