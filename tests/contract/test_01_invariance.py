@@ -5,18 +5,25 @@ forgetting to add up weights, attention across segments.
 """
 
 import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from objective_cases import Case, all_objectives, cases, difference, one_step
+from objective_cases import Case, OneStep, all_objectives, cases, difference, one_step
 
 from upweight.train import parallel
+from upweight.train.checkpoint import CheckpointConfig
+from upweight.train.timeline import constant
+from upweight.train.trainer import StepReport, train
 
 CASES = cases()
 TOLERANCE = 2e-5
 """fp32: weights move by up to 1, sums are over some hundred terms."""
+TWO_STEPS = constant(total=2, lr=0.02)
 
 
 def test_every_objective_has_a_case() -> None:
@@ -72,16 +79,60 @@ def process(rank: int, size: int, port: int, folder: str) -> None:
                 report, _ = one_step(case, batches, policy, kind)
                 whole = {key: value.full_tensor() for key, value in policy.state_dict().items()}
                 results[f"{name} sharded {kind}"] = (report.loss, report.weight, dict(report.terms), whole)
-    torch.save(results, f"{folder}/{rank}.pt")
+        saved_and_resumed = sharded_resume(Path(folder))
+    torch.save((results, saved_and_resumed), f"{folder}/{rank}.pt")
 
 
-def test_the_number_of_processes_does_not_matter(tmp_path: object, unused_port: int) -> None:
-    multiprocessing.spawn(process, args=(2, unused_port, str(tmp_path)), nprocs=2)
+def sharded_resume(folder: Path) -> float:
+    """How far a resumed sharded run ends from the one that went straight on."""
+    case = cases()["NextToken"]
+
+    def run() -> tuple[Iterator[StepReport], torch.nn.Module]:
+        policy = parallel.shard(case.policy())
+        keep = CheckpointConfig(folder / "sharded", every_steps=1)
+        loader = OneStep([case.make(case.items, 256)])
+        return train(policy, objective=case.objective, loader=loader, timeline=TWO_STEPS, checkpoint=keep), policy
+
+    straight, one = run()
+    next(straight)
+    next(straight)  # the second step; the first is saved by now
+    resumed, other = run()
+    assert next(resumed).step == 2
+    weights = [
+        {name: value.full_tensor() for name, value in policy.state_dict().items()}  # type: ignore[operator]
+        for policy in (one, other)
+    ]
+    return difference(*weights)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(process, args=(2, port, str(folder)), nprocs=2)
+    return folder
+
+
+def test_the_number_of_processes_does_not_matter(two_processes: Path) -> None:
     for rank in range(2):
-        for name, (loss, weight, terms, weights) in torch.load(f"{tmp_path}/{rank}.pt").items():
+        results, _ = torch.load(two_processes / f"{rank}.pt")
+        for name, (loss, weight, terms, weights) in results.items():
             objective, _, kind = name.partition(" sharded ")
             case = CASES[objective]
             report, expected = one_step(case, [case.make(case.items, 256)], kind=kind or "adamw")
             assert difference(weights, expected) < TOLERANCE, name
             assert (loss, weight) == (pytest.approx(report.loss, rel=1e-5), report.weight), name
             assert terms == pytest.approx(report.terms, rel=1e-4, abs=1e-6), name
+
+
+def test_a_sharded_run_resumes_and_one_process_takes_it_up(two_processes: Path) -> None:
+    assert [torch.load(two_processes / f"{rank}.pt")[1] for rank in range(2)] == [0, 0]  # bit for bit
+    case = CASES["NextToken"]
+    policy = case.policy()
+    keep = CheckpointConfig(two_processes / "sharded", every_steps=1)
+    loader = OneStep([case.make(case.items, 256)])
+    # both processes read the same rows, so one process sees half the sum over half the weight: the same step
+    (report,) = train(policy, objective=case.objective, loader=loader, timeline=TWO_STEPS, checkpoint=keep)
+    assert report.step == 2

@@ -2,8 +2,8 @@
 
 A checkpoint is a directory that appears whole or not at all: it is written beside its name, flushed to the disk and
 renamed. It holds weights, optimizer, the loader's state, the counters, the random states of torch, and the identity of
-the run, so that a run with other settings is refused. With several processes the first one writes; sharded weights are
-gathered to it, so a checkpoint is loaded by any number of processes.
+the run, so that a run with other settings is refused. With several processes the first one writes; sharded tensors are
+gathered for it, so a checkpoint is loaded by any number of processes, sharded or not.
 """
 
 import json
@@ -21,7 +21,7 @@ from torch import nn
 from upweight.core.errors import Refusal, UserError
 from upweight.core.identity import canonical_json, differences
 from upweight.train.optimizer import Optimizer
-from upweight.train.parallel import is_sharded, world
+from upweight.train.parallel import gathered, laid_like, world
 
 STATE_FILE = "state.pt"
 RECORD_FILE = "record.json"
@@ -69,10 +69,12 @@ class Checkpoints:
         self, policy: nn.Module, updater: Optimizer, *, loader: Mapping[str, Any], counters: Mapping[str, Any]
     ) -> None:
         """Write a checkpoint named by counters["step"] and remove all but the newest `keep`."""
-        weights, optimizers = _gathered(policy, updater)
-        random = _random_states()
+        state = {
+            "model": {name: gathered(value) for name, value in policy.state_dict().items()},
+            "optimizer": updater.state(),
+            "random": _random_states(),
+        }
         if world().rank == 0:
-            state = {"model": weights, "optimizer": optimizers, "random": random}
             record = {"counters": counters, "loader": loader, "identity": self.identity}
             self._write(int(counters["step"]), state, record)
         if world().size > 1:
@@ -117,33 +119,11 @@ class Checkpoints:
                 f"the checkpoint {newest} is of another run: {shown}. Give this run a directory of its own, or remove "
                 f"{self.config.directory} to start anew"
             )
-        _scatter(policy, updater, state)
+        here = policy.state_dict()
+        policy.load_state_dict({name: laid_like(value, here[name]) for name, value in state["model"].items()})
+        updater.restore(state["optimizer"])
         _set_random_states(state["random"])
         return Restored(record["counters"], record["loader"])
-
-
-def _gathered(policy: nn.Module, updater: Optimizer) -> tuple[Any, Any]:
-    if not is_sharded(policy):
-        return policy.state_dict(), updater.state()
-    # imported here, as in parallel.py: a run of one process need not wait for it
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    optimizers = [get_optimizer_state_dict(policy, each, options=options) for each in updater.optimizers]
-    return get_model_state_dict(policy, options=options), optimizers
-
-
-def _scatter(policy: nn.Module, updater: Optimizer, state: Mapping[str, Any]) -> None:
-    if not is_sharded(policy):
-        policy.load_state_dict(state["model"])
-        updater.restore(state["optimizer"])
-        return
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
-
-    options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(policy, state["model"], options=options)
-    for each, saved in zip(updater.optimizers, state["optimizer"], strict=True):
-        set_optimizer_state_dict(policy, each, saved, options=options)
 
 
 def _random_states() -> list[dict[str, torch.Tensor]]:

@@ -10,14 +10,16 @@ together, in float32 on CPU and in bfloat16 on CUDA.
 Weight decay is decoupled and for matrices only: neither norms and biases nor embeddings decay.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from upweight.core.errors import UserError
+from upweight.train.parallel import gathered, laid_like
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -69,33 +71,14 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov
-                by_shape.setdefault(tuple(parameter.shape), []).append((parameter, _whole(update)))
+                by_shape.setdefault(tuple(parameter.shape), []).append((parameter, gathered(update)))
             for (rows, columns), members in by_shape.items():
                 scale = max(1.0, rows / columns) ** 0.5
                 orthogonal = orthogonalise(torch.stack([update for _, update in members]))
                 for (parameter, _), direction in zip(members, orthogonal, strict=True):
                     if group["weight_decay"]:
                         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(_like(direction.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered from all processes; any other as it is."""
-    gather = getattr(tensor, "full_tensor", None)
-    whole: Tensor = tensor if gather is None else gather()
-    return whole
-
-
-def _like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """A whole matrix, laid out over the processes as `parameter` is."""
-    if not hasattr(parameter, "full_tensor"):
-        return whole
-    # imported here because DTensor takes more than a second, which a run of one process need not spend
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(parameter, DTensor)
-    laid: Tensor = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
-    return laid
+                    parameter.add_(laid_like(direction.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -139,7 +122,7 @@ class Optimizer:
         """Divide all gradients by `weight`, clip them, and return their norm before clipping."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, weight)
-        norm = _whole(torch.nn.utils.get_total_norm(gradients))
+        norm = gathered(torch.nn.utils.get_total_norm(gradients))
         if self.config.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         return float(norm)
@@ -158,13 +141,25 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> list[dict[str, Any]]:
-        """All that a later run needs to go on."""
-        return [optimizer.state_dict() for optimizer in self.optimizers]
+        """All that a later run needs to go on, as whole tensors however the model is sharded."""
+        return [
+            {**state, "state": {index: _each(gathered, entry) for index, entry in state["state"].items()}}
+            for state in (optimizer.state_dict() for optimizer in self.optimizers)
+        ]
 
-    def restore(self, state: list[Mapping[str, Any]]) -> None:
-        """Go on from what `state` returned."""
-        for optimizer, saved in zip(self.optimizers, state, strict=True):
-            optimizer.load_state_dict(dict(saved))
+    def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what `state` returned, in however many processes."""
+        for optimizer, saved in zip(self.optimizers, states, strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            entries = {
+                index: _each(partial(laid_like, reference=parameters[index]), entry)
+                for index, entry in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": entries})
+
+
+def _each(function: Callable[[Tensor], Tensor], entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: function(value) if isinstance(value, Tensor) else value for name, value in entry.items()}
 
 
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

@@ -105,3 +105,22 @@ def reduced(values: Tensor, operation: str) -> Tensor:
 def most(value: int) -> int:
     """The largest `value` of all processes."""
     return int(reduced(torch.tensor(value), "max"))
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A sharded tensor whole, gathered from all processes; any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    whole: Tensor = tensor if gather is None else gather()
+    return whole
+
+
+def laid_like(whole: Tensor, reference: Tensor) -> Tensor:
+    """A whole tensor, laid out over the processes as `reference` is."""
+    if not hasattr(reference, "full_tensor") or whole.shape != reference.shape:
+        return whole
+    # imported here because DTensor takes more than a second, which a run of one process need not spend
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(reference, DTensor)
+    laid: Tensor = distribute_tensor(whole.to(reference.device), reference.device_mesh, reference.placements)
+    return laid
