@@ -73,7 +73,7 @@ _ALLOW, _KILL_PROCESS = 0x7FFF0000, 0x80000000
 _EPERM, _ENOTTY, _ENOSYS = 0x00050000 | 1, 0x00050000 | 25, 0x00050000 | 38
 _NUMBER, _ARCHITECTURE = 0, 4
 _CLONE_THREAD = 0x00010000
-_IOCTLS = (0x5451, 0x5450, 0x541B)  # set and clear close-on-exec, count the bytes that wait
+_IOCTLS = (0x5451, 0x5450, 0x5421, 0x541B)  # set and clear close-on-exec, do not block, count what waits
 _AF_UNIX = 1
 _OWN_PID = b"\xfe\xed\xfa\xce"
 

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -219,8 +220,8 @@ def _finish(run: Callable[[str], None], source: str) -> int:
         run(source)
     except SystemExit as error:
         code = _exit_code(error)
-    except BaseException:  # whatever the program raises is the program's failure, its own KeyboardInterrupt too
-        traceback.print_exc()
+    except BaseException as error:  # whatever the program raises is its failure, its own KeyboardInterrupt too
+        traceback.print_exception(error.with_traceback(_of_program(error.__traceback__)))
         code = 1
     try:
         threading._shutdown()  # type: ignore[attr-defined]
@@ -230,6 +231,13 @@ def _finish(run: Callable[[str], None], source: str) -> int:
         traceback.print_exc()
         code = code or 120
     return code
+
+
+def _of_program(frames: types.TracebackType | None) -> types.TracebackType | None:
+    """The part of a traceback that lies in the program, as if nothing had called it."""
+    while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, inside.__file__):
+        frames = frames.tb_next
+    return frames
 
 
 def _exit_code(error: SystemExit) -> int:

@@ -1,0 +1,235 @@
+"""Sampling from a server that speaks OpenAI's HTTP interface: vLLM, SGLang, llama.cpp, `upweight serve`, or a service.
+
+Many requests are in flight at once, but never more than `most_in_flight`: a slow server slows the caller down instead
+of collecting requests. A request that is refused for load, breaks off or takes too long is made again after a pause
+that doubles; one that the server calls wrong is not.
+
+Token ids and log-probabilities are kept only where they belong together: ids that the server sends itself (vLLM, asked
+by extra={"return_token_ids": True}), with one finite log-probability of at most 0 for each. vLLM reports those of the
+model before temperature and top-p unless it is started with `--logprobs-mode processed_logprobs`.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from upweight.core.errors import UserError
+from upweight.core.identity import seed_for
+from upweight.core.protocols import Limits, Prompt, Sampler
+from upweight.core.records import Completion, Message
+
+LARGEST_REPLY_BYTES = 64 << 20
+LONGEST_PAUSE_SECONDS = 30.0
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+_ROUNDING_NATS = 1e-4
+_STOPS = {"stop": "end", "length": "length", "tool_calls": "end", "function_call": "end"}
+
+
+class EndpointError(UserError):
+    """The endpoint did not answer, or not as agreed."""
+
+
+class _Unfit(Exception):
+    """An answer that another attempt may better."""
+
+    def __init__(self, reason: str, pause_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause_seconds = pause_seconds
+
+
+class RemoteSampler(Sampler):
+    """Samples from an OpenAI-compatible endpoint.
+
+    Args:
+        base_url: up to and with "/v1".
+        model: the name that the server knows it by.
+        key_variable: the environment variable that holds the key; a server without keys needs none.
+        timeout_seconds: of one request, from start to end.
+        attempts: how often a request is made before the sampler gives up.
+        pause_seconds: before the second attempt; doubled before each further one.
+        most_in_flight: requests at once.
+        policy: written into each completion; None takes the model's name.
+        extra: further fields of each request, for a server's own options.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_variable: str = "OPENAI_API_KEY",
+        timeout_seconds: float = 600.0,
+        attempts: int = 5,
+        pause_seconds: float = 1.0,
+        most_in_flight: int = 32,
+        policy: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        if attempts < 1 or most_in_flight < 1:
+            raise ValueError(f"{attempts} attempts and {most_in_flight} requests in flight: at least one of each")
+        self.base_url = base_url.rstrip("/")
+        self.model = model
+        self.timeout_seconds = timeout_seconds
+        self.attempts = attempts
+        self.pause_seconds = pause_seconds
+        self.most_in_flight = most_in_flight
+        self.policy = model if policy is None else policy
+        self.extra = dict(extra or {})
+        key = os.environ.get(key_variable)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+        """`count` completions for each prompt. Raises EndpointError where a request fails for good."""
+        if not prompts or count < 1:
+            return [[] for _ in prompts]
+        bound = httpx.Limits(max_connections=self.most_in_flight)
+        timeout = httpx.Timeout(self.timeout_seconds, pool=None)
+        with (
+            httpx.Client(headers=self._headers, limits=bound, timeout=timeout) as client,
+            ThreadPoolExecutor(self.most_in_flight) as threads,
+        ):
+            waiting = [threads.submit(self._group, client, prompt, count, limits) for prompt in prompts]
+            try:
+                return [future.result() for future in waiting]
+            except BaseException:
+                for future in waiting:
+                    future.cancel()
+                raise
+
+    def _group(self, client: httpx.Client, prompt: Prompt, count: int, limits: Limits) -> list[Completion]:
+        """One prompt's completions. Servers that give fewer than `n` choices are asked again for the others."""
+        group: list[Completion] = []
+        while len(group) < count:
+            body = self._body(prompt, count - len(group), len(group), limits)
+            group += self._ask(client, "completions" if isinstance(prompt, str) else "chat/completions", body)
+        return group[:count]
+
+    def _body(self, prompt: Prompt, count: int, made: int, limits: Limits) -> dict[str, Any]:
+        if isinstance(prompt, str):
+            asked: dict[str, Any] = {"prompt": prompt, "logprobs": 0}
+            name: object = prompt
+        else:
+            messages = [_message(message) for message in prompt]
+            asked = {"messages": messages, "logprobs": True}
+            name = messages
+        body = {
+            "model": self.model,
+            **asked,
+            "n": count,
+            "max_tokens": limits.max_new_tokens,
+            "temperature": limits.temperature,
+            "top_p": limits.top_p,
+            # 31 bits, which every server reads
+            "seed": seed_for(limits.seed, name, made) >> 32,
+            **self.extra,
+        }
+        if limits.stop:
+            body["stop"] = list(limits.stop)
+        if limits.top_k:
+            body["top_k"] = limits.top_k
+        if limits.min_p:
+            body["min_p"] = limits.min_p
+        return body
+
+    def _ask(self, client: httpx.Client, path: str, body: Mapping[str, Any]) -> list[Completion]:
+        pause = self.pause_seconds
+        reason = ""
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(min(pause, LONGEST_PAUSE_SECONDS))
+                pause *= 2
+            try:
+                reply = self._reply(client, path, body)
+                return self._completions(reply)
+            except _Unfit as error:
+                reason = str(error)
+                pause = max(pause, error.pause_seconds)
+            except httpx.TransportError as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise EndpointError(
+            f"{self.base_url}/{path} failed {self.attempts} times, at last with: {reason}. Check that the server runs "
+            "and serves this model; raise timeout_seconds or lower most_in_flight where it is slow"
+        )
+
+    def _reply(self, client: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
+        """The parsed answer, read against a deadline: a server that drips bytes is too slow as well."""
+        deadline = time.monotonic() + self.timeout_seconds
+        data = bytearray()
+        with client.stream("POST", f"{self.base_url}/{path}", json=body) as response:
+            for piece in response.iter_bytes():
+                data += piece
+                if time.monotonic() > deadline:
+                    raise _Unfit(f"no complete answer within {self.timeout_seconds:g} s")
+                if len(data) > LARGEST_REPLY_BYTES:
+                    raise EndpointError(f"{self.base_url}/{path} sent more than {LARGEST_REPLY_BYTES >> 20} MB")
+            shown = data[:500].decode(errors="replace")
+            if response.status_code in _AGAIN:
+                raise _Unfit(f"HTTP {response.status_code}: {shown}", _retry_after(response))
+            if response.status_code != 200:
+                raise EndpointError(
+                    f"{self.base_url}/{path} refused the request with HTTP {response.status_code}: {shown}"
+                )
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise _Unfit(f"an answer that is no JSON: {shown[:200]}") from error
+
+    def _completions(self, reply: Any) -> list[Completion]:
+        try:
+            choices = reply["choices"]
+            made = [self._completion(choice) for choice in choices]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EndpointError(
+                f"{self.base_url} does not answer as OpenAI's interface does ({type(error).__name__}: {error}): "
+                f"{json.dumps(reply)[:300]}"
+            ) from error
+        if not made:
+            raise _Unfit("an answer without choices")
+        return made
+
+    def _completion(self, choice: Mapping[str, Any]) -> Completion:
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        stop = _STOPS.get(choice.get("finish_reason") or "stop", "error")
+        if stop == "end" and isinstance(choice.get("stop_reason"), str):
+            stop = "stop"  # vLLM names the stop string that was found
+        tokens = tuple(choice.get("token_ids") or ())
+        return Completion(tokens, self._logprobs(choice, tokens), text or "", stop, self.policy)
+
+    def _logprobs(self, choice: Mapping[str, Any], tokens: Sequence[int]) -> tuple[float, ...]:
+        """One a token, or none. Raises EndpointError for numbers that no distribution gives."""
+        told = choice.get("logprobs") or {}
+        if "content" in told:
+            numbers = [entry["logprob"] for entry in told["content"] or ()]
+        else:
+            numbers = list(told.get("token_logprobs") or ())
+        for number in numbers:
+            if not isinstance(number, (int, float)) or not math.isfinite(number) or number > _ROUNDING_NATS:
+                raise EndpointError(
+                    f"{self.base_url} reports a log-probability of {number}: expected a finite number of at most 0"
+                )
+        return tuple(min(float(number), 0.0) for number in numbers) if len(numbers) == len(tokens) else ()
+
+
+def _message(message: Message) -> dict[str, Any]:
+    sent: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        sent["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        sent["tool_call_id"] = message.tool_call_id
+    return sent
+
+
+def _retry_after(response: httpx.Response) -> float:
+    try:
+        return float(response.headers.get("retry-after", "0"))
+    except ValueError:
+        return 0.0  # a date: the doubling pause has to do
