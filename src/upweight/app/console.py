@@ -21,6 +21,8 @@ SPENT = ".spent.json"
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BEATS = 2.0
 RATE_WINDOW_SECONDS = 30.0
+NARROW: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "pad_edge": False, "header_style": "underline"}
+"""How tables are drawn: without lines, so that a plan fits 80 columns."""
 
 
 class ConsoleMonitor(Monitor):

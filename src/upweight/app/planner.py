@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from upweight.app.console import count, duration, size
+from upweight.app.console import NARROW, count, duration, size
 from upweight.app.environment import resident_memory_bytes
 from upweight.app.recipe import Recipe
 from upweight.core.work import Estimate, Machine
@@ -24,6 +24,7 @@ from upweight.core.work import Estimate, Machine
 ATTAINED = 0.5
 MEASURED_SECONDS = 0.25
 ROWS = 4096
+PRODUCTS = 8
 NARROWEST, WIDEST = 64, 4096
 PARAMETERS_A_WIDTH_SQUARED = 48
 """A transformer of width w and 4 layers has about 12 x 4 x w^2 parameters, which gives the width for a count."""
@@ -60,18 +61,23 @@ class Speed:
 
 
 def _matmul_speed(width: int, machine: Machine) -> float:
-    """Operations a second of [ROWS width] x [width 4 width], the largest product of a layer, the best of several."""
+    """Operations a second of [ROWS width] x [width 4 width], the largest product of a layer, the best of several.
+
+    On a CPU by processor time: other work on the machine slows the run, but is no part of the plan.
+    """
     device = torch.device(machine.device)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    on_cpu = device.type == "cpu"
+    dtype = torch.float32 if on_cpu else torch.bfloat16
     left = torch.ones(ROWS, width, device=device, dtype=dtype)
     right = torch.ones(width, 4 * width, device=device, dtype=dtype)
+    clock, threads = (time.process_time, torch.get_num_threads()) if on_cpu else (time.perf_counter, 1)
     best, began = math.inf, time.perf_counter()
     while time.perf_counter() - began < MEASURED_SECONDS:
-        start = time.perf_counter()
-        for _ in range(4):
+        start = clock()
+        for _ in range(PRODUCTS):
             product = left @ right
         product[0, 0].item()  # waits for the device
-        best = min(best, (time.perf_counter() - start) / 4)
+        best = min(best, (clock() - start) / (PRODUCTS * threads))
     return 2 * ROWS * width * 4 * width / best
 
 
@@ -105,9 +111,11 @@ def print_plan(recipe: Recipe, machine: Machine, price_per_hour: float = 0.0, co
     if machine.threads:
         torch.set_num_threads(machine.threads)
     planned = plan(recipe, machine)
-    table = Table("step", "stage", title=f"plan of {recipe.name} on {machine.device}", title_justify="left")
-    for heading in ("parameters", "tokens", "FLOPs", "memory", "disk", "time"):
-        table.add_column(heading, justify="right")
+    table = Table(title=f"plan of {recipe.name} on {machine.device}", title_justify="left", **NARROW)
+    for heading in ("step", "stage"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("weights", "tokens", "FLOPs", "memory", "disk", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for item in planned:
         cost = item.estimate
         table.add_row(

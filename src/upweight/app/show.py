@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from upweight.app.console import duration, size
+from upweight.app.console import NARROW, duration, size
 from upweight.app.lineage import Ancestor, final_checkpoint, lineage
 from upweight.app.recipe import Recipe
 from upweight.app.runner import standings
@@ -26,9 +26,11 @@ def print_state(recipe: Recipe, root: Path, console: Console | None = None) -> N
     """The state of each step, then the lineage of the final checkpoint down to the documents."""
     console = console or Console()
     store = LocalStore(root, recipe.name)
-    table = Table("step", "stage", "state", title=f"{recipe.name} below {store.directory}", title_justify="left")
-    table.add_column("took", justify="right")
-    table.add_column("size", justify="right")
+    table = Table(title=f"{recipe.name} below {store.directory}", title_justify="left", **NARROW)
+    for heading in ("step", "stage", "state"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("took", justify="right", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
     table.add_column("figures")
     for standing in standings(recipe, store):
         manifest = store.manifest(standing.step.name) or {}
