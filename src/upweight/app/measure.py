@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from upweight.app.console import ConsoleMonitor
+from upweight.app.console import NARROW, ConsoleMonitor
 from upweight.app.lineage import find_model
 from upweight.core.errors import UserError
 from upweight.core.identity import canonical_json
@@ -123,9 +123,9 @@ def _table(
 
 
 def _print(table: dict[str, list[dict[str, Any]]], console: Console) -> None:
-    drawn = Table("problems", "model")
+    drawn = Table("on", "model", **NARROW)
     for heading in ("avg@k", "95% interval", "pass@k", "k", "problems", "cut off", "tokens"):
-        drawn.add_column(heading, justify="right")
+        drawn.add_column(heading, justify="right", no_wrap=True)
     for row in table["rows"]:
         drawn.add_row(
             row["family"],
