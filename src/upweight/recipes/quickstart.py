@@ -222,7 +222,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     distilled = Step(
         "dpd",
         distill,
-        distill.Config(epochs=2, learning_rate=0.002, optimizer=optimizer(0.2)),
+        distill.Config(epochs=1, learning_rate=0.0005, optimizer=optimizer(0.2)),
         {"model": tuned, "teacher": teacher, "pairs": pairs},
     )
 

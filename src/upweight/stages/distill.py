@@ -64,7 +64,8 @@ def run(config: Config, work: Work) -> Summary:
     if tokenizer.fingerprint != teachers.fingerprint:
         raise UserError(
             f"the student {source} and the teacher {teacher_source} have different tokenizers: token-level "
-            "distillation compares them token by token. Use a teacher of the student's tokenizer, or weights positive=0, negative=0"
+            "distillation compares them token by token. Use a teacher of the student's tokenizer, or weights "
+            "positive=0, negative=0"
         )
     device = work.machine.device
     model, teacher = load(source)[0].to(device), load(teacher_source)[0].to(device)

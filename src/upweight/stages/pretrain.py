@@ -143,7 +143,7 @@ def bits_per_byte(
     bits: dict[str, float] = defaultdict(float)
     size: dict[str, int] = defaultdict(int)
     for document in read_jsonl(heldout, Document):
-        tokens = [tokenizer.end_of_text, *tokenizer.encode(document.text)][: model.config.max_context]
+        tokens = tokenizer.encode(document.text)[: model.config.max_context]
         if len(tokens) < 2:
             continue
         row = torch.tensor([tokens], device=machine.device)
