@@ -150,10 +150,10 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
 
     # FG-WSD: the rate stays while the mixture gets better; the decay doubles the context and raises the RoPE base
     timeline = fg_wsd(
-        warmup=of(60_000, 10_000),
-        diverse=of(540_000, 60_000),
-        high_quality=of(400_000, 50_000),
-        decay=of(600_000, 80_000),
+        warmup=of(100_000, 10_000),
+        diverse=of(1_100_000, 60_000),
+        high_quality=of(800_000, 50_000),
+        decay=of(1_200_000, 80_000),
         peak_lr=0.02,
         end_lr=0.0004,
         mixtures={
