@@ -60,7 +60,7 @@ class Request:
         self.deadline = time.monotonic() + seconds
         self.made = 0
         self.last = 0
-        key = seed_for(limits.seed, self.prompt, 0, 0)
+        key = np.array([seed_for(limits.seed, self.prompt, 0), 0], dtype=np.uint64)  # the sampler's first of a prompt
         stream = np.random.Generator(np.random.Philox(key=key))
         self.uniforms = torch.from_numpy(stream.random(limits.max_new_tokens, dtype=np.float32))
         self._pending: list[int] = []

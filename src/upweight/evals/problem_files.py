@@ -69,9 +69,7 @@ def kind_of(problems: Sequence[Problem], path: Path) -> Literal["answer", "code"
     """
     with_tests = sum(bool(problem.tests) for problem in problems)
     if 0 < with_tests < len(problems):
-        raise UserError(
-            f"{path}: {with_tests} of {len(problems)} problems have tests: put these into their own file"
-        )
+        raise UserError(f"{path}: {with_tests} of {len(problems)} problems have tests: put these into their own file")
     return "code" if with_tests else "answer"
 
 
