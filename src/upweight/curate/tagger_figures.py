@@ -78,10 +78,10 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
         [
             "# The tagger",
             "",
-            f"Trained on {figures['trained_on']:,} annotated documents, measured on {figures['held_back']:,} others that "
-            "were held back by the hash of their ids. Scores are the integers 0-9 that the tagger gives; intervals are 95%, "
-            f"bootstrap over documents. The file holds a tagger trained again on all {figures['documents']:,}, "
-            "with the same settings.",
+            f"Trained on {figures['trained_on']:,} annotated documents, measured on {figures['held_back']:,} others. "
+            "Those were held back by the hash of their ids. Scores are the integers 0-9 that the tagger gives; "
+            "intervals are 95%, bootstrap over documents. The file holds a tagger that was trained again on all "
+            f"{figures['documents']:,}, with the same settings.",
             "",
             f"Mean Spearman correlation with the annotator **{figures['spearman']:.3f}** ({low:.3f}-{high:.3f}), "
             f"mean absolute error **{figures['mean_absolute_error']:.2f}** ({error_low:.2f}-{error_high:.2f}).",
