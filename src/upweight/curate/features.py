@@ -9,12 +9,13 @@ is then a vectorised pass over that one array, some tens of microseconds a docum
 A bucket is the top bits of a hash.
 """
 
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt64
+
+from upweight.curate.arithmetic import arithmetic
 
 _PRIME = np.uint64(0x100000001B3)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -38,7 +39,8 @@ _MEMBERS = {
 _PRINTABLE = np.arange(33, 127)
 _LINE_NAMES = ("lines", "line_mean", "line_spread", "line_longest", "blank", "short", "stopped", "indented", "repeated")
 _WORD_NAMES = ("words", "word_mean", "word_spread", "word_long", "word_single", "distinct", "commonest", "pairs_again")
-_TEXT_NAMES = ("bytes", "compressed", "entropy", "eights_again", "starts_upper", "ends_stopped", "replacement")
+_EQUATION_NAMES = ("equations_right", "equations_wrong", "equations_wrong_share", "equations_carried_share")
+_TEXT_NAMES = ("bytes", "entropy", "eights_again", "starts_upper", "ends_stopped", "replacement")
 SURFACE = (
     *(f"class_{name}" for name in CLASSES),
     *(f"class_{first}_{second}" for first in CLASSES for second in CLASSES),
@@ -47,6 +49,7 @@ SURFACE = (
     *_LINE_NAMES,
     *_WORD_NAMES,
     *_TEXT_NAMES,
+    *_EQUATION_NAMES,
 )
 """The names of the surface features, in order."""
 
@@ -212,8 +215,7 @@ def _line_features(batch: Batch, classes: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def _word_features(batch: Batch) -> list[np.ndarray]:
-    found = words(batch.lowered())
+def _word_features(batch: Batch, found: Words) -> list[np.ndarray]:
     document, lengths = found.grams.document, found.lengths
     number = _per_document(batch, document)
     safe = np.maximum(1, number)
@@ -233,11 +235,30 @@ def _word_features(batch: Batch) -> list[np.ndarray]:
     ]
 
 
+def _equation_features(texts: Sequence[str]) -> np.ndarray:
+    found = np.array([arithmetic(text) for text in texts], float)
+    right, wrong, carried = found.T
+    return np.stack(
+        [
+            np.log1p(right),
+            np.log1p(wrong),
+            wrong / np.maximum(1, right + wrong),
+            carried / np.maximum(1, right + wrong - 1),
+        ],
+        1,
+    )
+
+
 def surface(texts: Sequence[str]) -> Float32[np.ndarray, "document feature"]:
     """The surface features of each text, in the order of SURFACE: shares, or logarithms of counts and lengths."""
     if not texts:
         return np.zeros((0, len(SURFACE)), np.float32)
     batch = Batch.of(texts)
+    return surface_of(texts, batch, words(batch.lowered()))
+
+
+def surface_of(texts: Sequence[str], batch: Batch, found: Words) -> Float32[np.ndarray, "document feature"]:
+    """The same, where the batch of the texts and its words (in lower case) are known already."""
     kinds = len(CLASSES)
     classes = _CLASS_OF[batch.data]
     lengths = (batch.ends - batch.starts).astype(float)
@@ -249,22 +270,18 @@ def surface(texts: Sequence[str]) -> Float32[np.ndarray, "document feature"]:
     following = np.bincount((batch.document[:-1] * kinds**2 + joined)[inside], minlength=batch.size * kinds**2)
     following = following.reshape(-1, kinds**2) / lengths[:, None]
     entropy = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(1)
-    compressed = [
-        len(zlib.compress(batch.data[start:end].tobytes(), 1)) / (end - start)
-        for start, end in zip(batch.starts, batch.ends, strict=True)
-    ]
     columns = [
         np.sqrt(by_class),
         np.sqrt(following),
         *_line_features(batch, classes),
-        *_word_features(batch),
+        *_word_features(batch, found),
         np.log1p(lengths),
-        np.array(compressed),
         entropy,
         _repeated_share(batch, character_grams(batch, [8])[0]),
         classes[batch.starts] == CLASSES.index("upper"),
         classes[np.maximum(batch.ends - 2, batch.starts)] == CLASSES.index("stop"),
         np.sqrt([text.count("\ufffd") / (1 + len(text)) for text in texts]),
+        _equation_features(texts),
     ]
     columns.insert(3, np.sqrt(shares[:, _PRINTABLE]))  # after the shares of what lines start with
     flat = [column[:, None] if column.ndim == 1 else column for column in columns]

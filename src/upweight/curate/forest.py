@@ -24,14 +24,16 @@ class Growth:
         rounds: trees.
         rate: the share of the residual that each tree takes away.
         leaves: of a tree, at most.
+        depth: of a tree, at most; every walk takes as many steps as the deepest tree has levels.
         feature_share: the share of the features that is drawn at each node.
         row_share: the share of the rows that each tree sees.
         fewest_rows: in a leaf.
     """
 
-    rounds: int = 300
-    rate: float = 0.06
+    rounds: int = 200
+    rate: float = 0.09
     leaves: int = 24
+    depth: int = 7
     feature_share: float = 0.5
     row_share: float = 0.6
     fewest_rows: int = 5
@@ -116,6 +118,8 @@ def _grow(
     waiting: list[tuple[float, int, _Split]] = []
 
     def consider(node: int) -> None:
+        if depth[node] == growth.depth:
+            return
         split = _best_split(rows, residual, members[node], growth, random)
         if split is not None:
             heapq.heappush(waiting, (-split.gain, node, split))

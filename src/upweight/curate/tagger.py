@@ -14,22 +14,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
+from jaxtyping import Float32, Float64, Int64, Num, Shaped, UInt8
 from torch.nn.functional import embedding_bag
 
 from upweight.core.errors import UserError
+from upweight.core.identity import fingerprint
 from upweight.core.records import HIGHEST_SCORE
 from upweight.curate import features
-from upweight.curate.features import Batch, Counts
+from upweight.curate.features import Batch, Counts, Words
 from upweight.curate.forest import Forest
 
 SHIPPED = Path(__file__).with_name("tagger.npz")
-FORMAT = 1
+FORMAT = fingerprint([2, features.SURFACE])
+"""Changes with the features, so that no tagger reads others than it was trained on."""
 TEXTS_AT_ONCE = 64
 EXCERPT_CHARACTERS = 1_500
 EXCERPTS = 3
@@ -46,17 +48,30 @@ FAMILIAR_LIMITS = (0, 3, 30)
 _CODES_OF_LOG = 30.0
 
 
-def counts_of(batch: Batch) -> list[Counts]:
-    """The n-grams of a batch, family by family."""
-    lowered = batch.lowered()
-    found = features.words(lowered).grams
+def counts_of(batch: Batch, lowered: Batch, found: Words) -> list[Counts]:
+    """The n-grams of a batch, family by family, from it, itself in lower case, and the words of that."""
     grams = [
         *features.character_grams(lowered, (4, 6)),
         *features.character_grams(batch, (3, 5)),
-        found,
-        features.pairs_of(found),
+        found.grams,
+        features.pairs_of(found.grams),
     ]
     return [features.counted(part, BITS) for part in grams]
+
+
+class Seen(NamedTuple):
+    """What is read off a batch of texts: the surface features, and the n-grams of each family."""
+
+    surface: Float32[np.ndarray, "document feature"]
+    counts: list[Counts]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Seen":
+        """Read some texts, at least one."""
+        batch = Batch.of(texts)
+        lowered = batch.lowered()
+        found = features.words(lowered)
+        return cls(features.surface_of(texts, batch, found), counts_of(batch, lowered, found))
 
 
 def coded(texts_with: Int64[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
@@ -65,34 +80,59 @@ def coded(texts_with: Int64[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 
 
 _LOG_TEXTS = (np.arange(256) / _CODES_OF_LOG).astype(np.float32)
+_LOG_TIMES = np.log(np.maximum(1, np.arange(4_096))).astype(np.float32)
 _FAMILIAR = np.stack(
     [np.ones(256), _LOG_TEXTS, *(np.arange(256) <= int(coded(np.array(limit))) for limit in FAMILIAR_LIMITS)], 1
 ).astype(np.float32)
 """For each code a one, the logarithm, and whether it is at most each limit."""
 
 
-def familiarity(
-    entries: Counts, codes: UInt8[np.ndarray, " entry"], size: int
-) -> Float32[np.ndarray, "document feature"]:
-    """How familiar the n-grams of each text are; `codes` says for each entry how many other texts have it."""
-    every = bags(_FAMILIAR, codes, entries, size)
-    occurring = bags(_FAMILIAR[:, :3], codes, entries, size, entries.times.astype(np.float32))
+class Sums(NamedTuple):
+    """For each text, by code: its distinct n-grams, its occurrences, and the sum of (1 + ln times)^2."""
+
+    distinct: Float32[np.ndarray, "document code"]
+    occurring: Float32[np.ndarray, "document code"]
+    squares: Float32[np.ndarray, "document code"]
+
+
+def sums_of(
+    entries: Counts, codes: UInt8[np.ndarray, " entry"], damped: Float32[np.ndarray, " entry"], size: int
+) -> Sums:
+    """What familiarity and lengths are made of; there are only 256 codes, so this is most of their work."""
+    slot = (entries.document << 8) + codes
+
+    def summed(weights: Num[np.ndarray, " entry"] | None) -> Float32[np.ndarray, "document code"]:
+        return np.asarray(np.bincount(slot, weights, size << 8).reshape(size, 256), np.float32)
+
+    return Sums(summed(None), summed(entries.times), summed(damped * damped))
+
+
+def familiarity(sums: Sums) -> Float32[np.ndarray, "document feature"]:
+    """How familiar the n-grams of each text are: the mean logarithm of how many other texts have them, and the shares
+    that at most so many have (FAMILIAR_LIMITS; of all occurrences only those that no other text has).
+    """
+    every, occurring = sums.distinct @ _FAMILIAR, sums.occurring @ _FAMILIAR[:, :3]
     return np.concatenate(
         [every[:, 1:] / np.maximum(1, every[:, :1]), occurring[:, 1:] / np.maximum(1, occurring[:, :1])], 1
     )
 
 
-def weighted(entries: Counts, codes: UInt8[np.ndarray, " entry"], texts: int) -> Float32[np.ndarray, " entry"]:
-    """tf-idf of each entry, (1 + ln times) * (ln((1 + texts) / (1 + texts with it)) + 1)."""
-    rarity = np.float32(np.log1p(texts) + 1) - _LOG_TEXTS
-    rarity[: int(coded(np.array(LEAST_TEXTS)))] = 0.0
-    return np.asarray((1 + np.log(entries.times, dtype=np.float32)) * rarity[codes])
+def rarity(texts: int) -> Float32[np.ndarray, " code"]:
+    """ln((1 + texts) / (1 + texts with it)) + 1 for each code; 0 where too few texts have it to have a weight."""
+    found = np.float32(np.log1p(texts) + 1) - _LOG_TEXTS
+    found[: int(coded(np.array(LEAST_TEXTS)))] = 0.0
+    return found
 
 
-def lengths(entries: Counts, values: Float32[np.ndarray, " entry"], size: int) -> Float32[np.ndarray, " document"]:
-    """The Euclidean length of each text's vector; 1 where it is empty."""
-    summed = np.bincount(entries.document, values * values, size)
-    return np.sqrt(np.where(summed > 0, summed, 1)).astype(np.float32)
+def damping(entries: Counts) -> Float32[np.ndarray, " entry"]:
+    """1 + ln times: what a frequent n-gram counts more than one that occurs once."""
+    return np.asarray(1 + _LOG_TIMES[np.minimum(entries.times, len(_LOG_TIMES) - 1)])
+
+
+def lengths(sums: Sums, texts: int) -> Float32[np.ndarray, " document"]:
+    """The Euclidean length of each text's tf-idf vector; 1 where it is empty."""
+    squared = sums.squares @ rarity(texts) ** 2
+    return np.asarray(np.sqrt(np.where(squared > 0, squared, 1)), np.float32)
 
 
 def bags(
@@ -100,16 +140,16 @@ def bags(
     slots: Shaped[np.ndarray, " entry"],
     entries: Counts,
     size: int,
-    values: Float32[np.ndarray, " entry"] | None = None,
+    values: Float32[np.ndarray, " entry"],
 ) -> Float32[np.ndarray, "document column"]:
-    """For each text the sum of the table's rows at its entries' slots, times `values` where given."""
+    """For each text the sum of the table's rows at its entries' slots, times `values`."""
     starts = np.searchsorted(entries.document, np.arange(size))
     summed = embedding_bag(
         torch.from_numpy(slots.astype(np.int64, copy=False)),
         torch.from_numpy(np.ascontiguousarray(table)),
         torch.from_numpy(starts),
         mode="sum",
-        per_sample_weights=None if values is None else torch.from_numpy(values),
+        per_sample_weights=torch.from_numpy(values),
     )
     return np.asarray(summed.numpy(), np.float32)
 
@@ -146,7 +186,10 @@ class Tagger:
                 arrays = {name: stored[name] for name in stored.files}
             about = json.loads(str(arrays["about"]))
             if about["format"] != FORMAT:
-                raise UserError(f"{file} has format {about['format']}, this version reads {FORMAT}: train it again")
+                raise UserError(
+                    f"{file} was trained on other features (format {about['format']}, this version reads {FORMAT}): "
+                    "train it again with `upweight tagger train`"
+                )
             return _unpacked(arrays, about)
         except FileNotFoundError:
             raise UserError(f"{file} does not exist: give the file that `upweight tagger train` wrote") from None
@@ -197,16 +240,16 @@ class Tagger:
         return np.asarray(found / np.bincount(owner, minlength=len(texts))[:, None])
 
     def _looks(self, texts: Sequence[str]) -> Float32[np.ndarray, "document feature"]:
-        batch = Batch.of(texts)
-        counts = counts_of(batch)
-        codes = [self.codes[place][entries.bucket] for place, entries in enumerate(counts)]
-        familiar = [familiarity(entries, code, batch.size) for entries, code in zip(counts, codes, strict=True)]
-        z = np.tile(self.offset, (batch.size, 1))
-        for place, (entries, code) in enumerate(zip(counts, codes, strict=True)):
-            values = weighted(entries, code, self.texts)
-            summed = bags(self.weights[place], entries.bucket >> (BITS - WEIGHT_BITS), entries, batch.size, values)
-            z += summed / lengths(entries, values, batch.size)[:, None]
-        return np.concatenate([features.surface(texts), *familiar, z], 1)
+        seen, size = Seen.of(texts), len(texts)
+        familiar, z = [], np.tile(self.offset, (size, 1))
+        for place, entries in enumerate(seen.counts):
+            codes, damped = self.codes[place][entries.bucket], damping(entries)
+            sums = sums_of(entries, codes, damped, size)
+            familiar.append(familiarity(sums))
+            values = damped * rarity(self.texts)[codes]
+            summed = bags(self.weights[place], entries.bucket >> (BITS - WEIGHT_BITS), entries, size, values)
+            z += summed / lengths(sums, self.texts)[:, None]
+        return np.concatenate([seen.surface, *familiar, z], 1)
 
 
 def excerpts_of(text: str) -> list[str]:

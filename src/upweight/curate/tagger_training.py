@@ -21,20 +21,21 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from upweight.core.errors import UserError
 from upweight.core.records import DIMENSION_COUNT, HIGHEST_SCORE
-from upweight.curate import features
-from upweight.curate.features import Batch, Counts
+from upweight.curate.features import Counts
 from upweight.curate.forest import Growth, boost, joined
 from upweight.curate.tagger import (
     BITS,
     FAMILIES,
     TEXTS_AT_ONCE,
     WEIGHT_BITS,
+    Seen,
     Tagger,
     coded,
-    counts_of,
+    damping,
     familiarity,
     lengths,
-    weighted,
+    rarity,
+    sums_of,
 )
 from upweight.curate.tagger_figures import as_markdown, measure
 from upweight.store.jsonl import iterate_jsonl
@@ -60,7 +61,7 @@ class Training:
     penalty: float = 0.4
     directions: int = 10
     folds: int = 10
-    forests: int = 2
+    forests: int = 3
     growth: Growth = field(default_factory=Growth)
     held_back_one_in: int = 5
     seed: int = 0
@@ -132,9 +133,9 @@ class _Looks:
     def of(cls, texts: Sequence[str]) -> "_Looks":
         surface, parts = [], []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            batch = Batch.of(texts[start : start + TEXTS_AT_ONCE])
-            surface.append(features.surface(texts[start : start + TEXTS_AT_ONCE]))
-            parts.append([entries._replace(document=entries.document + start) for entries in counts_of(batch)])
+            seen = Seen.of(texts[start : start + TEXTS_AT_ONCE])
+            surface.append(seen.surface)
+            parts.append([entries._replace(document=entries.document + start) for entries in seen.counts])
         families = [
             Counts(*(np.concatenate(columns) for columns in zip(*family, strict=True)))
             for family in zip(*parts, strict=True)
@@ -164,10 +165,14 @@ def _fit(
         entries = Counts(place_of[entries.document[mine]], entries.bucket[mine], entries.times[mine])
         having = np.bincount(entries.bucket, minlength=1 << BITS)
         texts_with.append(coded(having))
+        damped = damping(entries)
         # a training text must not make its own n-grams familiar
-        familiar.append(familiarity(entries, coded(having[entries.bucket] - 1), len(rows)))
-        values = weighted(entries, texts_with[-1][entries.bucket], len(rows))
-        values /= lengths(entries, values, len(rows))[entries.document] * np.float32(len(FAMILIES) ** 0.5)
+        others = coded(having[entries.bucket] - 1)
+        familiar.append(familiarity(sums_of(entries, others, damped, len(rows))))
+        codes = texts_with[-1][entries.bucket]
+        values = damped * rarity(len(rows))[codes]
+        length = lengths(sums_of(entries, codes, damped, len(rows)), len(rows))
+        values /= length[entries.document] * np.float32(len(FAMILIES) ** 0.5)
         vectors.append(_sparse(entries, values, len(rows)))
         kernel += _kernel(vectors[-1])
     z = _out_of_fold(kernel, targets, training)
