@@ -58,7 +58,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     largest_value = LARGEST_VALUE if measured else SMALLEST_RANGE
     bounds = Gate() if measured else Gate(low=-1.0, high=2.0)
 
-    def of(count: float, least: int = 1) -> int:
+    def of(count: float | int, least: int = 1) -> int:
         return max(least, round(count * scale))
 
     def optimizer(rest_scale: float) -> OptimizerConfig:
