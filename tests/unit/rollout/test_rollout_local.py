@@ -86,8 +86,11 @@ def test_conversations_are_rendered_by_the_template(model: Transformer, tokenize
     sampler = LocalSampler(model, tokenizer)
     by_messages, by_text = sampler.sample([messages, text], count=1, limits=Limits(6))
     # the same tokens asked twice in one call: the second has another stream, so ask it alone
-    assert by_messages == sampler.sample([text], count=1, limits=Limits(6))[0]
-    assert by_messages != by_text
+    (alone,) = sampler.sample([text], count=1, limits=Limits(6))[0]
+    assert by_messages[0].tokens == alone.tokens
+    # another number of rows is another matrix product, whose last bit depends on the processor
+    assert by_messages[0].logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+    assert by_messages[0].tokens != by_text[0].tokens
 
 
 @pytest.fixture
