@@ -10,8 +10,9 @@ from upweight.core.protocols import Limits
 from upweight.core.records import Problem
 from upweight.core.work import Estimate, Summary, Work
 from upweight.store.jsonl import write_jsonl
-from upweight.synthesize.blocks import clear, in_blocks, read_problems
+from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.difficulty import Gate, Measured, histogram, measure
+from upweight.synthesize.portions import Portions, listed, read_portions
 from upweight.synthesize.roles import Checkpoint, cast
 from upweight.verify.reward import RewardConfig, open_verifier
 
@@ -21,7 +22,7 @@ EXAMPLES = 3
 @dataclass(frozen=True)
 class Config:
     """Attributes:
-    problems: files of the input "problems", and how many of each to measure at most; 0 takes all.
+    problems: which problems of the input "problems" to measure; best those that no earlier step has trained on.
     reward: which verifier judges. Win rates average 1/2 in every group, so preference problems are gated by answers.
     gate: samples and bounds.
     limits: how to sample; the seed is derived from the step's own.
@@ -29,7 +30,7 @@ class Config:
     block: problems measured together, and lost at most in a kill.
     """
 
-    problems: Mapping[str, int] = field(default_factory=lambda: {"stem.jsonl": 0})
+    problems: Portions = field(default_factory=lambda: {"stem.jsonl": 0})
     reward: RewardConfig = field(default_factory=RewardConfig)
     gate: Gate = field(default_factory=Gate)
     limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=96))
@@ -48,7 +49,7 @@ class Config:
 
 def run(config: Config, work: Work) -> Summary:
     """Write `problems.jsonl` (kept), `dropped.jsonl` (with the reason) and `measured.jsonl` (all)."""
-    problems = read_problems(work.inputs["problems"], dict(config.problems))
+    problems = read_portions(work.inputs["problems"], config.problems)
     sampler = cast(Checkpoint("model"), work.inputs, work.machine)
     limits = replace(config.limits, seed=seed_for(work.seed, "gate"))
     measured: list[Measured] = []
@@ -86,8 +87,9 @@ def _example(one: Measured) -> dict[str, Any]:
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Each sample reads the prompt's cache and writes about half of the tokens allowed; two operations a parameter."""
     model = inputs["model"]
-    listed = sum(most or 1000 for most in config.problems.values())
-    count = min(listed, 2 * config.enough) if config.enough else listed
+    count = listed(config.problems)
+    if config.enough:
+        count = min(count, 2 * config.enough)
     tokens = count * config.gate.count * config.limits.max_new_tokens / 2
     return Estimate(
         tokens=tokens,

@@ -10,9 +10,10 @@ from upweight.core.protocols import Limits
 from upweight.core.records import Pair, Problem
 from upweight.core.work import Estimate, Summary, Work
 from upweight.store.jsonl import write_jsonl
-from upweight.synthesize.blocks import clear, in_blocks, read_problems
+from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.checking import open_checks
 from upweight.synthesize.pairs import Candidates, PairRules, judge, pairs_of, statistics
+from upweight.synthesize.portions import Portions, listed, read_portions
 from upweight.synthesize.roles import Checkpoint, cast
 from upweight.text.tokenizer import Tokenizer
 
@@ -22,14 +23,14 @@ EXAMPLES = 3
 @dataclass(frozen=True)
 class Config:
     """Attributes:
-    problems: files of the input "problems", and how many of each at most; 0 takes all.
+    problems: which problems of the input "problems" to sample on.
     teacher_samples, student_samples: completions of each problem.
     teacher_limits, student_limits: how to sample; the seeds are derived from the step's own.
     rules: when a pair is clear.
     block: problems worked off together, and lost at most in a kill.
     """
 
-    problems: Mapping[str, int] = field(default_factory=lambda: {"stem.jsonl": 0})
+    problems: Portions = field(default_factory=lambda: {"stem.jsonl": 0})
     teacher_samples: int = 4
     student_samples: int = 4
     teacher_limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=96))
@@ -45,7 +46,7 @@ class Config:
 def run(config: Config, work: Work) -> Summary:
     """Write `pairs.jsonl` and `dropped.jsonl` from the inputs "teacher", "student" and "problems"."""
     _same_tokenizer(work)
-    problems = read_problems(work.inputs["problems"], dict(config.problems))
+    problems = read_portions(work.inputs["problems"], config.problems)
     teacher = cast(Checkpoint("teacher"), work.inputs, work.machine)
     student = cast(Checkpoint("student"), work.inputs, work.machine)
     teacher_limits = replace(config.teacher_limits, seed=seed_for(work.seed, "teacher"))
@@ -105,7 +106,7 @@ def _example(pair: Pair) -> dict[str, Any]:
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Each sample writes about half of the tokens allowed; two operations a parameter and token."""
     teacher, student = inputs["teacher"].parameters, inputs["student"].parameters
-    count = sum(most or 1000 for most in config.problems.values())
+    count = listed(config.problems)
     by_teacher = count * config.teacher_samples * config.teacher_limits.max_new_tokens / 2
     by_student = count * config.student_samples * config.student_limits.max_new_tokens / 2
     return Estimate(

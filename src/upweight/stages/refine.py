@@ -14,9 +14,10 @@ from upweight.core.identity import seed_for
 from upweight.core.records import HIGHEST_SCORE, Problem
 from upweight.core.work import Estimate, Summary, Work
 from upweight.store.jsonl import write_jsonl
-from upweight.synthesize.blocks import clear, in_blocks, read_problems
+from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.checking import open_checks
 from upweight.synthesize.expert import RuleBasedExpert
+from upweight.synthesize.portions import Portions, listed, read_portions
 from upweight.synthesize.refine import Cast, Loop, accepted, refine
 from upweight.synthesize.roles import Checkpoint, Part, cast
 from upweight.synthesize.structured import Cost
@@ -28,14 +29,14 @@ EXAMPLES = 3
 @dataclass(frozen=True)
 class Config:
     """Attributes:
-    problems: files of the input "problems", and how many of each at most; 0 takes all.
+    problems: which problems of the input "problems" to work on.
     drafters: who writes drafts; Checkpoint names an input of the step.
     checklist, evaluators, reviser: who plays these parts; a Sampler, or a Checkpoint.
     loop: rounds, stop rule, prompts and how to ask; seeds are derived from the step's own.
     block: problems worked off together, and lost at most in a kill.
     """
 
-    problems: Mapping[str, int] = field(default_factory=lambda: {"stem.jsonl": 0})
+    problems: Portions = field(default_factory=lambda: {"stem.jsonl": 0})
     drafters: tuple[Part, ...] = (Checkpoint("model"),)
     checklist: Part = RuleBasedExpert()  # noqa: RUF009 - frozen
     evaluators: tuple[Part, ...] = (RuleBasedExpert(),)
@@ -50,7 +51,7 @@ class Config:
 
 def run(config: Config, work: Work) -> Summary:
     """Write `trail.jsonl`, `refined.jsonl` and `dropped.jsonl`."""
-    problems = read_problems(work.inputs["problems"], dict(config.problems))
+    problems = read_portions(work.inputs["problems"], config.problems)
     parts = Cast(
         drafters=[cast(part, work.inputs, work.machine) for part in config.drafters],
         checklist=cast(config.checklist, work.inputs, work.machine),
@@ -144,7 +145,7 @@ def _example(trail: Trail) -> dict[str, Any]:
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Drafts by the checkpoints; the other parts only where checkpoints play them, each about one answer a round."""
-    count = sum(most or 1000 for most in config.problems.values())
+    count = listed(config.problems)
     drafted = count * config.loop.drafts * config.loop.draft_limits.max_new_tokens / 2
     asked = count * (1 + config.loop.rounds) * config.loop.asking.limits.max_new_tokens / 4
     flops, tokens, memory = 0.0, 0.0, 5e8

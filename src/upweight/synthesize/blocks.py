@@ -2,14 +2,11 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from upweight.core.errors import UserError
-from upweight.core.records import Problem
 from upweight.core.work import Monitor
-from upweight.store.jsonl import iterate_jsonl, read_jsonl, write_jsonl
+from upweight.store.jsonl import read_jsonl, write_jsonl
 
 Item = TypeVar("Item")
 Record = TypeVar("Record")
@@ -50,19 +47,3 @@ def in_blocks(
 def clear(folder: Path) -> None:
     """Remove the blocks: what they held stands in the artifact's own files."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def read_problems(directory: Path, files: dict[str, int]) -> list[Problem]:
-    """Problems of an artifact: for each file the first so many, 0 for all. A problem is taken once.
-
-    Raises UserError where there is none at all.
-    """
-    found: dict[str, Problem] = {}
-    for file, most in files.items():
-        for problem in islice(iterate_jsonl(directory / file, Problem), most or None):
-            found.setdefault(problem.id, problem)
-    if not found:
-        raise UserError(
-            f"{directory} holds no problem in {', '.join(files) or 'no file'}: pose some, or name its files"
-        )
-    return list(found.values())
