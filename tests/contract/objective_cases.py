@@ -117,11 +117,13 @@ def _pairs() -> list[EncodedPair]:
     ]
 
 
-def _completions(policy: Transformer) -> list[tuple[tuple[int, ...], Completion, float]]:
+def _completions(group: int = 1) -> list[tuple[tuple[int, ...], Completion, float]]:
+    """Eight completions, `group` of each prompt."""
     random = np.random.default_rng(2)
     items = []
     for number in range(8):
-        prompt, tokens = _tokens(random, 2, 6), _tokens(random, 2, 12)
+        prompt = items[-1][0] if number % group else _tokens(random, 2, 6)
+        tokens = _tokens(random, 2, 12)
         logprobs = tuple(float(value) for value in random.uniform(-4.2, -3.2, len(tokens)))
         completion = Completion(tokens, logprobs, "", "end", "test")
         items.append((prompt, completion, (number % 3 - 1.0) / 2))
@@ -133,7 +135,7 @@ def _rollouts(chosen: Sequence[Any], row: int) -> Any:
 
 
 def _narrow(chosen: Sequence[Any], row: int) -> Any:
-    """The same rollouts in rows of another width."""
+    """The same rollouts in rows of another width, each completion with a prompt of its own."""
     (batch,) = Grpo().batches(chosen, row_tokens=10_000, fresh=False)
     parts, sampled = [], []
     for prompt, completion, _ in chosen:
@@ -171,7 +173,7 @@ def _tag_batch(chosen: Sequence[Any], row: int) -> TagBatch:
 def cases() -> dict[str, Case]:
     """A case for every objective and every way in which it normalises."""
     documents, packed = _next_token()
-    completions = _completions(small())
+    completions = _completions()
     return {
         "NextToken": Case(NextToken(), small, documents, packed),
         "NextToken z": Case(NextToken(z_loss=0.1), small, documents, packed),
@@ -179,6 +181,7 @@ def cases() -> dict[str, Case]:
         "Dpd sums": Case(Dpd(small(5, 24), normalise="sequence", direction="reverse"), small, _pairs(), pair_batch),
         "Dpd on negatives": Case(Dpd(small(5), sequence=0.0, positive=0.0), small, _pairs(), pair_batch),
         "Grpo": Case(Grpo(), small, completions, _rollouts),
+        "Grpo sharing prompts": Case(Grpo(), small, _completions(group=4), _rollouts),
         "Grpo by sequence": Case(Grpo(normalise="sequence"), small, completions, _rollouts),
         "Grpo tempered": Case(Grpo(temperature=0.7, top_p=0.9), small, completions, _rollouts),
         "BradleyTerry": Case(BradleyTerry(centre=0.01), scorer, _pairs(), _ranked),

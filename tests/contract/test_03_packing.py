@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from upweight.core.batches import PADDING
+from upweight.core.packing import branches, lay
 from upweight.model.config import ModelConfig
 from upweight.model.rope import RopeTable
 from upweight.model.transformer import make_model
@@ -69,3 +70,31 @@ def test_positions_restart_with_each_document(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(RopeTable, "rotations", remember)
     model(tokens, None, segments)
     assert torch.equal(seen[0][segments != PADDING], positions[segments != PADDING])
+
+
+def test_continuations_share_a_prompt_and_do_not_see_each_other() -> None:
+    model = make_model(ModelConfig(vocab_size=97, width=32, layers=3, heads=4, kv_heads=2, ffn=64), 0)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(0, 97, (length,), generator=generator).tolist() for length in (70, 2)]
+    answers = [torch.randint(0, 97, (length,), generator=generator).tolist() for length in (5, 80, 1, 30, 66)]
+    groups = [branches(prompts[0], [(answer, [1.0] * len(answer)) for answer in answers[:3]])]
+    groups += [branches(prompts[1], [(answer, [1.0] * len(answer)) for answer in answers[3:]])]
+    follows = {1: 0, 2: 0, 3: 0, 5: 4, 6: 4}
+    batch = lay([*groups[0], *groups[1]], [range(7)], follows=follows)
+    hidden = model(batch.tokens, batch.positions, batch.segments, prefixes=batch.prefixes)
+    for segment, (prompt, answer) in zip(
+        (1, 2, 3, 5, 6), zip([prompts[0]] * 3 + [prompts[1]] * 2, answers, strict=True), strict=True
+    ):
+        alone = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 :]
+        torch.testing.assert_close(hidden[batch.segments == segment], alone, rtol=1e-4, atol=1e-5)
+        assert batch.positions[batch.segments == segment].tolist() == list(
+            range(len(prompt) - 1, len(prompt) + len(answer))
+        )
+        assert batch.targets[batch.segments == segment][:-1].tolist() == answer
+    read: list[torch.Tensor] = []
+    model.embedding.register_forward_hook(lambda module, inputs, output: read.append(output))
+    hidden = model(batch.tokens, batch.positions, batch.segments, prefixes=batch.prefixes)
+    (gradient,) = torch.autograd.grad(hidden[batch.segments == 2].square().sum(), read[0])
+    touched = gradient.abs().sum(-1) > 0
+    assert touched[(batch.segments == 0) | (batch.segments == 2)].all()
+    assert not touched[(batch.segments != 0) & (batch.segments != 2)].any()

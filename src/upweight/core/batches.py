@@ -46,9 +46,12 @@ class TokenBatch:
         tokens: what the model reads.
         positions: restart at 0 with each sequence.
         segments: the index of the sequence within the batch, the same number for all its tokens and no others;
-            PADDING where there is no token. Attention never crosses segments.
+            PADDING where there is no token. Attention never crosses segments, but for `prefixes`.
         targets: the token to predict at each place (the next one of the same sequence); any id where weights is 0.
         weights: the loss weight of each target; 0 where it is not trained.
+        prefixes: the segment that each token's own segment continues, and may attend to: a prompt that several
+            completions share. It stands before them in the same row. A segment's own number where it continues none;
+            None where that is so for all.
     """
 
     tokens: Int[Tensor, "row time"]
@@ -56,10 +59,12 @@ class TokenBatch:
     segments: Int[Tensor, "row time"]
     targets: Int[Tensor, "row time"]
     weights: Float[Tensor, "row time"]
+    prefixes: Int[Tensor, "row time"] | None = None
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__}
+        held = {name: getattr(self, name) for name in self.__slots__}
+        moved = {name: value.to(device, non_blocking=True) for name, value in held.items() if value is not None}
         return replace(self, **moved)
 
     @property

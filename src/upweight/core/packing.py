@@ -2,10 +2,12 @@
 
 A sequence t_0 ... t_{n-1} becomes a strip of n places: place j reads t_j and predicts t_{j+1}. Its last place predicts
 nothing, unless the strip is a piece of a longer document whose next token is known.
+
+Several continuations of one prompt can share it: see `branches`.
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +37,24 @@ def strip(tokens: Sequence[int], trained: Sequence[bool] | Sequence[float]) -> S
     return Strip(read, targets, weights)
 
 
+def branches(prompt: Sequence[int], continuations: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[Strip]:
+    """Continuations of one prompt that read it once: a strip of the prompt, then one for each of them.
+
+    The last token of the prompt predicts the first of each continuation, so it opens every strip but that of the
+    prompt, which ends before it. Lay them with `follows` naming the first strip for all others.
+
+    Args:
+        prompt: two tokens or more.
+        continuations: the tokens of each, and the loss weights of predicting them.
+    """
+    if len(prompt) < 2:
+        raise ValueError(f"a prompt of {len(prompt)} tokens cannot be shared: at least two are needed")
+    return [
+        strip(prompt[:-1], [0.0] * (len(prompt) - 1)),
+        *(strip((prompt[-1], *tokens), (0.0, *weights)) for tokens, weights in continuations),
+    ]
+
+
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Rows of indices into `lengths`, each row's lengths summing to at most `capacity`.
 
@@ -59,29 +79,44 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def lay(strips: Sequence[Strip], rows: Sequence[Sequence[int]], time: int = 0) -> TokenBatch:
+def lay(
+    strips: Sequence[Strip],
+    rows: Sequence[Sequence[int]],
+    time: int = 0,
+    *,
+    follows: Mapping[int, int] | None = None,
+) -> TokenBatch:
     """The batch whose row r holds the strips `rows[r]` side by side. The segment of a token is its strip's index.
 
     Args:
         time: places of a row; 0 takes as many as the fullest row needs.
+        follows: which strip another one continues: it may attend to that strip, and its positions go on from there.
+            That strip stands before it in its row, with nothing between them but others that continue it too.
     """
+    follows = follows or {}
     width = time or max((sum(len(strips[index].tokens) for index in row) for row in rows), default=1)
     shape = (max(1, len(rows)), max(1, width))
     tokens, targets, positions = (np.zeros(shape, np.int64) for _ in range(3))
-    segments = np.full(shape, PADDING, np.int64)
+    segments, prefixes = np.full(shape, PADDING, np.int64), np.full(shape, PADDING, np.int64)
     weights = np.zeros(shape, np.float32)
     for r, row in enumerate(rows):
         start = 0
+        shared = None
         for index in row:
-            part = strips[index]
+            part, prefix = strips[index], follows.get(index, index)
+            if prefix == index:
+                shared = index
+            elif prefix != shared:
+                raise ValueError(f"strip {index} continues strip {prefix}, which does not stand before it in row {r}")
             end = start + len(part.tokens)
             if end > shape[1]:
                 raise ValueError(f"row {r} holds more than {shape[1]} tokens")
             tokens[r, start:end], targets[r, start:end], weights[r, start:end] = part
-            positions[r, start:end] = np.arange(end - start)
-            segments[r, start:end] = index
+            first = 0 if prefix == index else len(strips[prefix].tokens)
+            positions[r, start:end] = np.arange(first, first + end - start)
+            segments[r, start:end], prefixes[r, start:end] = index, prefix
             start = end
-    whole = (tokens, positions, segments, targets, weights)
+    whole = (tokens, positions, segments, targets, weights, *((prefixes,) if follows else ()))
     return TokenBatch(*(torch.from_numpy(array) for array in whole))
 
 

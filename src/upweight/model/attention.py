@@ -45,21 +45,26 @@ def make_scope(
     segments: Int[Tensor, "row time"] | None,
     starts: Int[Tensor, "row time"] | None,
     heads: int,
+    prefixes: Int[Tensor, "row time"] | None = None,
 ) -> Scope:
-    """Each token sees itself and what precedes it in its own segment; padding sees padding, so that no row is empty.
+    """Each token sees itself and what precedes it in its own segment and in that which this one continues.
 
-    `starts` is where the segment of each token begins; None like `segments` where each row is one sequence.
+    Padding sees padding, so that no row is empty. `starts` is where that which each token may attend to begins; None
+    like `segments` where each row is one sequence. `prefixes` is None where no segment continues another.
     """
     row, time = rotations.shape[:2]
     kind = rotations.device.type
     if kind == "cpu":
-        return Scope(rotations, tiles=tiles_of(row, time, heads, segments, starts))
+        return Scope(rotations, tiles=tiles_of(row, time, heads, segments, starts, prefixes))
     if segments is None:
         return Scope(rotations)
     if kind == "cuda":
-        return Scope(rotations, blocks=_block_mask(segments))
+        return Scope(rotations, blocks=_block_mask(segments, prefixes))
     past = torch.ones(time, time, dtype=torch.bool, device=rotations.device).tril()
-    return Scope(rotations, seen=(past & (segments[:, :, None] == segments[:, None, :]))[:, None])
+    seen = segments[:, :, None] == segments[:, None, :]
+    if prefixes is not None:
+        seen |= prefixes[:, :, None] == segments[:, None, :]
+    return Scope(rotations, seen=(past & seen)[:, None])
 
 
 def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Float[Tensor, "row time features"]:
@@ -94,15 +99,20 @@ def attend_cached(
     return out.permute(0, 3, 1, 2, 4).reshape(row, time, -1)
 
 
-def _block_mask(segments: Tensor) -> Any:
+def _block_mask(segments: Tensor, prefixes: Tensor | None) -> Any:
     # imported here because flex attention loads the compiler, which takes seconds and which a CPU run never needs
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (segments[row, query] == segments[row, key])
 
+    def shared(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert prefixes is not None
+        return visible(row, head, query, key) | ((query >= key) & (prefixes[row, query] == segments[row, key]))
+
     rows, time = segments.shape
-    return create_block_mask(visible, rows, None, time, time, device=str(segments.device), _compile=True)
+    rule = visible if prefixes is None else shared
+    return create_block_mask(rule, rows, None, time, time, device=str(segments.device), _compile=True)
 
 
 @functools.cache

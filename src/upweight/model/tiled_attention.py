@@ -45,8 +45,12 @@ def tiles_of(
     heads: int,
     segments: Int[Tensor, "row time"] | None,
     starts: Int[Tensor, "row time"] | None,
+    prefixes: Int[Tensor, "row time"] | None = None,
 ) -> tuple[Tile, ...]:
-    """The tiles of a batch. They hold every visible pair once, and no query is without its own key."""
+    """The tiles of a batch. They hold every visible pair once, and no query is without its own key.
+
+    `starts` is where that which each token may attend to begins; it never falls along a row.
+    """
     queries = min(QUERIES, time)
     rows = max(1, TILE_SCORES // (heads * queries * max(queries, time // 2)))
     begins = None if starts is None else starts[:, ::QUERIES].tolist()
@@ -64,6 +68,8 @@ def tiles_of(
             else:
                 part = segments[first_row:last_row]
                 seen = part[:, first:end, None] == part[:, None, begin:end]
+                if prefixes is not None:
+                    seen |= prefixes[first_row:last_row, first:end, None] == part[:, None, begin:end]
                 bias = _bias(seen & (torch.arange(first, end)[:, None] >= torch.arange(begin, end)))
             place = slice(first_row, last_row), slice(first, end), slice(begin, end)
             tiles.append(Tile(*place, bias[:, None, None]))

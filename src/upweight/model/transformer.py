@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from upweight.core.batches import PADDING
 from upweight.model.attention import Scope, attend, attend_cached, make_scope
 from upweight.model.cache import Cache, Window
 from upweight.model.config import ModelConfig
@@ -116,6 +117,7 @@ class Transformer(nn.Module):
         segments: Int[Tensor, "row time"] | None = None,
         cache: Cache | None = None,
         *,
+        prefixes: Int[Tensor, "row time"] | None = None,
         rows: Sequence[int] | None = None,
         counts: Sequence[int] | None = None,
     ) -> Float[Tensor, "row time width"]:
@@ -125,6 +127,8 @@ class Transformer(nn.Module):
             tokens: token ids.
             positions: places within their sequences; None counts from 0, or from the start of each segment.
             segments: sequence of each token; attention stays within it. None: each row is one sequence.
+            prefixes: the segment that each token's own continues, which it may attend to as well; see TokenBatch. Needs
+                positions.
             cache: append the tokens to what these rows hold, and attend to that. Without gradient.
             rows: which rows of the cache; None takes the first ones.
             counts: how many tokens of each row count, from the left; None takes all.
@@ -132,16 +136,20 @@ class Transformer(nn.Module):
         Positions and segments do not go with a cache, which knows them.
         """
         if cache is not None:
-            if positions is not None or segments is not None:
+            if positions is not None or segments is not None or prefixes is not None:
                 raise ValueError("a cache keeps the positions of its rows: give neither positions nor segments")
             return self._extend(tokens, cache, rows, counts)
         row, time = tokens.shape
         starts = None if segments is None else _starts(segments)
+        if starts is not None and segments is not None and prefixes is not None:
+            if positions is None:
+                raise ValueError("segments that continue others need their positions")
+            starts = _starts_of(prefixes, segments, starts)
         if positions is None:
             places = torch.arange(time, device=tokens.device).expand(row, time)
             positions = places if starts is None else places - starts
         x = self.embedding(tokens)
-        scope = make_scope(self._rope.rotations(positions, time), segments, starts, self.config.heads)
+        scope = make_scope(self._rope.rotations(positions, time), segments, starts, self.config.heads, prefixes)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, scope, use_reentrant=False)
@@ -177,6 +185,13 @@ def _starts(segments: Tensor) -> Tensor:
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return torch.where(begins, places, 0).cummax(dim=1).values
+
+
+def _starts_of(prefixes: Tensor, segments: Tensor, starts: Tensor) -> Tensor:
+    """Where the segment that each token's own continues begins; the start of its own where it continues none."""
+    begins = torch.zeros(int(segments.max()) + 2, dtype=starts.dtype, device=starts.device)
+    begins.scatter_(0, (segments + 1).flatten(), starts.flatten())  # place 0 is that of padding
+    return torch.where(segments == PADDING, starts, begins[prefixes + 1])
 
 
 def make_model(config: ModelConfig, seed: int) -> Transformer:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from upweight.core.batches import Loss, TokenBatch
 from upweight.core.errors import Refusal, UserError
-from upweight.core.packing import Strip, best_fit, lay, strip
+from upweight.core.packing import Strip, best_fit, branches, lay, strip
 from upweight.core.protocols import Objective
 from upweight.core.records import Completion
 from upweight.model.logprobs import token_logprobs
@@ -37,11 +37,11 @@ Sampled = tuple[Sequence[int], Completion, float | Tensor]
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """Completions with their prompts, packed.
+    """Completions with their prompts, packed. A prompt that several of them share is read once.
 
     Attributes:
         sequences: loss weights mark the completion tokens.
-        advantages: of each sequence.
+        advantages: of each sequence; 0 for a shared prompt, which is a sequence of its own.
         logprobs: of each target as it was sampled, in nats; 0 where the target was not sampled.
         truncated: sequences that the length limit cut off.
         fresh: whether the policy has not been updated since it sampled these.
@@ -139,7 +139,9 @@ class Grpo(Objective):
         whole = ~batch.truncated[sequences.segments.clamp(min=0)]
         trained = (sequences.weights > 0) & whole
         owner = sequences.segments[trained]
-        hidden = policy(sequences.tokens, sequences.positions, sequences.segments)[trained]
+        # what takes no shared prompts need not know of them
+        shared = {} if sequences.prefixes is None else {"prefixes": sequences.prefixes}
+        hidden = policy(sequences.tokens, sequences.positions, sequences.segments, **shared)[trained]
         logprobs = token_logprobs(
             hidden,
             policy.unembedding,
@@ -171,8 +173,14 @@ class Grpo(Objective):
         highest = ratio.detach().max() if ratio.numel() else largest
         return Loss(total, weight, terms, {"logprob_difference": largest, "largest_ratio": highest})
 
-    def batches(self, completions: Sequence[Sampled], *, row_tokens: int, fresh: bool = True) -> list[RolloutBatch]:
+    def batches(
+        self, completions: Sequence[Sampled], *, row_tokens: int, fresh: bool = True, share_prompts: bool = True
+    ) -> list[RolloutBatch]:
         """Completions as packed microbatches of about `row_tokens` tokens each. Truncated ones are left out.
+
+        Args:
+            share_prompts: read a prompt once for the completions of it that follow each other and fit a microbatch;
+                the same loss and gradient, up to rounding. For policies that take `prefixes`.
 
         Never empty: where all are truncated one batch of weight 0 comes back, and the trainer skips the step.
         """
@@ -183,24 +191,58 @@ class Grpo(Objective):
                     f"a completion by {completion.policy!r} has no log-probabilities: GRPO needs those of the "
                     "distribution that was sampled from; use a sampler that reports them"
                 )
-        lengths = [len(prompt) + len(completion.tokens) for prompt, completion, _ in whole]
+        bundles = _bundles(whole, row_tokens) if share_prompts else [[item] for item in whole]
+        lengths = [_length(bundle) for bundle in bundles]
         groups = best_fit(lengths, max([row_tokens, *lengths])) or [[]]
-        return [_batch([whole[index] for index in sorted(group)], fresh) for group in groups]
+        return [_batch([bundles[index] for index in sorted(group)], fresh) for group in groups]
 
 
-def _batch(items: Sequence[Sampled], fresh: bool) -> RolloutBatch:
-    strips, sampled = [], []
-    for prompt, completion, _ in items:
-        trained = [False] * len(prompt) + [True] * len(completion.tokens)
-        logprobs = [0.0] * len(prompt) + list(completion.logprobs)
-        strips.append(strip((*prompt, *completion.tokens), trained))
-        sampled.append(strip((*prompt, *completion.tokens), logprobs))
-    rows = best_fit([len(part.tokens) for part in strips], max((len(part.tokens) for part in strips), default=1))
+def _bundles(items: Sequence[Sampled], row_tokens: int) -> list[list[Sampled]]:
+    """Neighbours with one prompt together, as many as fit `row_tokens`."""
+    bundles: list[list[Sampled]] = []
+    for item in items:
+        last = bundles[-1] if bundles else []
+        if last and last[0][0] == item[0] and len(item[0]) > 1 and _length([*last, item]) <= row_tokens:
+            last.append(item)
+        else:
+            bundles.append([item])
+    return bundles
+
+
+def _length(bundle: Sequence[Sampled]) -> int:
+    """Places that a bundle takes: a lone completion its prompt too, several share the prompt's all but last token."""
+    prompt = bundle[0][0]
+    if len(bundle) == 1:
+        return len(prompt) + len(bundle[0][1].tokens)
+    return len(prompt) - 1 + sum(1 + len(completion.tokens) for _, completion, _ in bundle)
+
+
+def _batch(bundles: Sequence[Sequence[Sampled]], fresh: bool) -> RolloutBatch:
+    """One batch. Shared prompts stand in one row, where attention costs no more and no place is padding."""
+    strips: list[Strip] = []
+    sampled: list[Strip] = []
+    advantages: list[float] = []
+    follows: dict[int, int] = {}
+    for bundle in bundles:
+        prompt, first = bundle[0][0], len(strips)
+        if len(bundle) == 1:
+            _, completion, advantage = bundle[0]
+            tokens, known = (*prompt, *completion.tokens), [0.0] * len(prompt)
+            strips.append(strip(tokens, known + [1.0] * len(completion.tokens)))
+            sampled.append(strip(tokens, known + list(completion.logprobs)))
+            advantages.append(float(advantage))
+            continue
+        strips += branches(prompt, [(one.tokens, [1.0] * len(one.tokens)) for _, one, _ in bundle])
+        sampled += branches(prompt, [(one.tokens, one.logprobs) for _, one, _ in bundle])
+        advantages += [0.0, *(float(advantage) for _, _, advantage in bundle)]
+        follows |= dict.fromkeys(range(first + 1, len(strips)), first)
+    lengths = [len(part.tokens) for part in strips]
+    rows = [list(range(len(strips)))] if follows else best_fit(lengths, max(lengths, default=1))
     return RolloutBatch(
-        lay(strips, rows),
-        torch.tensor([float(advantage) for _, _, advantage in items] or [0.0]),
-        lay([Strip(*part) for part in sampled], rows).weights,
-        torch.zeros(max(1, len(items)), dtype=torch.bool),
+        lay(strips, rows, follows=follows),
+        torch.tensor(advantages or [0.0]),
+        lay(sampled, rows, follows=follows).weights,
+        torch.zeros(max(1, len(strips)), dtype=torch.bool),
         fresh,
     )
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from upweight.core.batches import PADDING
-from upweight.core.packing import best_fit, lay, pack, sequence_sums, strip
+from upweight.core.packing import best_fit, branches, lay, pack, sequence_sums, strip
 
 
 def test_best_fit_by_hand() -> None:
@@ -44,3 +44,28 @@ def test_odd_shapes() -> None:
         strip([1, 2], [True])
     padded = sequence_sums(torch.ones(1, 2), torch.full((1, 2), PADDING), 1)
     assert padded.tolist() == [0]
+
+
+def test_branches_by_hand() -> None:
+    strips = branches([7, 8, 9], [([4, 5], [1.0, 0.5]), ([6], [1.0])])
+    batch = lay(strips, [[0, 1, 2]], 8, follows={1: 0, 2: 0})
+    # the prompt without its last token, then that token before each continuation
+    assert batch.tokens.tolist() == [[7, 8, 9, 4, 5, 9, 6, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3, 0]]
+    assert batch.segments.tolist() == [[0, 0, 1, 1, 1, 2, 2, PADDING]]
+    assert batch.prefixes is not None
+    assert batch.prefixes.tolist() == [[0, 0, 0, 0, 0, 0, 0, PADDING]]
+    assert batch.targets.tolist() == [[8, 0, 4, 5, 0, 6, 0, 0]]
+    assert batch.weights.tolist() == [[0, 0, 1, 0.5, 0, 1, 0, 0]]
+    assert batch.to("cpu").prefixes is not None
+    assert lay(strips, [[0, 1, 2]], 8).prefixes is None
+
+
+def test_branches_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        branches([7], [([4], [1.0])])
+    strips = branches([7, 8], [([4], [1.0]), ([5], [1.0])])
+    with pytest.raises(ValueError, match=r"strip 1 continues strip 0, which does not stand before it in row 0"):
+        lay(strips, [[1, 0], [2]], follows={1: 0})
+    with pytest.raises(ValueError, match="in row 1"):
+        lay(strips, [[0, 1], [2]], follows={1: 0, 2: 0})

@@ -155,7 +155,7 @@ def test_a_sampler_that_disagrees_is_refused_with_the_figure() -> None:
 def test_rollouts_become_microbatches() -> None:
     policy = model(0)
     items = [((1, 2), sampled(policy, (1, 2), (3,) * n), float(n)) for n in (1, 2, 3, 4, 5)]
-    batches = Grpo().batches(items, row_tokens=8)
+    batches = Grpo().batches(items, row_tokens=8, share_prompts=False)
     assert sum(batch.token_count for batch in batches) == 10 + 15
     assert all(batch.token_count <= 8 for batch in batches)
     for batch in batches:
@@ -163,6 +163,11 @@ def test_rollouts_become_microbatches() -> None:
             sequence = int(batch.sequences.segments[row, column])
             n = int(batch.advantages[sequence])  # an advantage of n marks the completion of n tokens
             assert (batch.sequences.segments == sequence).sum() == 2 + n
+    # neighbours share: the first two take 1 + (1 + 1) + (1 + 2) = 6 places; with the third it would be 10
+    shared = Grpo().batches(items, row_tokens=8)
+    assert sum(batch.token_count for batch in shared) == 6 + 5 + 6 + 7
+    assert all(batch.token_count <= 8 for batch in shared)
+    assert sum(float(batch.sequences.weights.sum()) for batch in shared) == 15
     silent = Completion((1,), (), "", "end", "some endpoint")
     with pytest.raises(UserError, match="'some endpoint' has no log-probabilities"):
         Grpo().batches([((1,), silent, 1.0)], row_tokens=8)
