@@ -1,6 +1,6 @@
 """From scores to a curriculum: one utility a document, then tiers, the best documents first.
 
-    quality(d) = weighted mean of its tag scores / 9                                    0-1
+    quality(d) = weighted mean of its tag scores / 9, with the weights of its domain    0-1
     utility(d) = quality(d) + similarity_weight * similarity(d)    if its source is trusted and it reaches the floors
     utility(d) = quality(d)                                        otherwise
 
@@ -9,7 +9,7 @@ by utility and each goes to the first tier that has room for it: room in bytes, 
 is all of one kind. What no tier takes is dropped, and the last tier's reason is kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -33,6 +33,21 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
     "character_integrity": 0.5,
 }
 """Stated, not learned: content weighs more than format, as the report found it to predict usefulness better."""
+
+
+WORKED_PROBLEM_WEIGHTS: Mapping[str, float] = {
+    "problem_and_solution": 3.0,
+    "reasoning_density": 2.0,
+    "mathematical_content": 2.0,
+    "educational_value": 2.0,
+    "explanation_clarity": 1.0,
+    "factual_reliability": 1.0,
+    "coherence": 1.0,
+}
+"""For sources of exercises: what tells a worked solution from a bare, broken or missing one.
+
+On 23,188 generated word problems, 28% of them damaged, they rank a sound one above a damaged one 91% of the time and the
+default weights 77% (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +75,13 @@ class Tier:
 
     Attributes:
         name: names the file of its documents.
-        share: of the bytes of all documents that came in, 0-1.
+        sources: patterns of the sources that it takes.
+        share: of the bytes of all documents of these sources that came in, 0-1.
         max_bytes: of UTF-8 text.
         min_utility: documents below it go on to the next tier.
         source_shares: the largest share of the tier's budget that one source may fill, by pattern ("story-*": 0.5);
             the first pattern that matches a source counts, a source that none matches is not bounded. Without a budget
-            the shares are of the bytes of all documents that came in.
+            the shares are of the bytes of all documents of the tier's sources that came in.
     """
 
     name: str
@@ -73,6 +89,7 @@ class Tier:
     max_bytes: int | None = None
     min_utility: float = 0.0
     source_shares: Mapping[str, float] = field(default_factory=dict)
+    sources: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -82,7 +99,7 @@ class Tier:
             raise UserError(f"tier {self.name!r}: shares {shares} leave 0-1")
 
     def budget(self, total_bytes: int) -> int:
-        """The bytes it may hold, of `total_bytes` that came in."""
+        """The bytes it may hold, of `total_bytes` of its sources that came in."""
         by_share = total_bytes if self.share is None else int(self.share * total_bytes)
         return by_share if self.max_bytes is None else min(by_share, self.max_bytes)
 
@@ -90,6 +107,14 @@ class Tier:
         """The bytes that one source may fill of it."""
         share = next((share for pattern, share in self.source_shares.items() if fnmatchcase(source, pattern)), 1.0)
         return int(share * self.budget(total_bytes))
+
+
+def _domain(source: str, patterns: Iterable[str]) -> str | None:
+    """The one pattern that matches a source, None where none does."""
+    found = [pattern for pattern in patterns if matches(source, (pattern,))]
+    if len(found) > 1:
+        raise UserError(f"source {source!r} fits {found}, and each gives other weights: let one pattern match it")
+    return found[0] if found else None
 
 
 class Placed(NamedTuple):
@@ -106,11 +131,23 @@ def utilities(
     *,
     weights: Mapping[str, float],
     lift: Lift,
+    weights_by_source: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Float64[np.ndarray, " document"]:
-    """The utility of each document, 0 to 1 + similarity_weight; see the equation above."""
+    """The utility of each document, 0 to 1 + similarity_weight; see the equation above.
+
+    Args:
+        weights_by_source: weights that replace `weights` for the sources that a pattern matches.
+
+    Raises UserError where two of these patterns match one source.
+    """
+    quality = scores.mean(weights)
+    domains = {source: _domain(source, weights_by_source or {}) for source in set(sources)}
+    for pattern, special in (weights_by_source or {}).items():
+        rows = np.fromiter((domains[source] == pattern for source in sources), bool, len(sources))
+        quality = np.where(rows, scores.mean(special), quality)
     trusted = {source: matches(source, lift.trusted_sources) for source in set(sources)}
     lifted = np.fromiter((trusted[source] for source in sources), bool, len(sources)) & scores.reach(lift.floors)
-    return np.asarray(scores.mean(weights) + np.where(lifted, lift.similarity_weight * similarity, 0.0))
+    return np.asarray(quality + np.where(lifted, lift.similarity_weight * similarity, 0.0))
 
 
 def place(
@@ -131,8 +168,12 @@ def place(
     names = [tier.name for tier in tiers]
     if not tiers or len(set(names)) < len(names):
         raise UserError(f"tiers {names}: expected at least one, each with a name of its own")
-    total = sum(byte_counts)
-    budgets = {tier.name: tier.budget(total) for tier in tiers}
+    taken_by = {tier.name: {source: matches(source, tier.sources) for source in set(sources)} for tier in tiers}
+    totals = {
+        name: sum(size for size, source in zip(byte_counts, sources, strict=True) if taken[source])
+        for name, taken in taken_by.items()
+    }
+    budgets = {tier.name: tier.budget(totals[tier.name]) for tier in tiers}
     used = dict.fromkeys(names, 0)
     used_by: dict[tuple[str, str], int] = {}
     placed = [Placed(None, "")] * len(ids)
@@ -142,11 +183,13 @@ def place(
         chosen = None
         for tier in () if reason else tiers:
             of_source = used_by.get((tier.name, source), 0)
-            if utility[row] < tier.min_utility:
+            if not taken_by[tier.name][source]:
+                reason = reason or "no tier takes its source"
+            elif utility[row] < tier.min_utility:
                 reason = f"utility below {tier.min_utility:g}"
             elif used[tier.name] + size > budgets[tier.name]:
                 reason = f"tier {tier.name} is full"
-            elif of_source + size > tier.source_budget(source, total):
+            elif of_source + size > tier.source_budget(source, totals[tier.name]):
                 reason = f"source fills its share of tier {tier.name}"
             else:
                 chosen, reason = tier.name, ""

@@ -56,12 +56,14 @@ class Config:
     """Attributes:
     tiers: best first; a document goes to the first that has room for it.
     weights: of the quality dimensions in the utility, by name.
+    weights_by_source: other weights for the sources that a pattern matches ("math-*"), one at most.
     floors: the least score of each named dimension; a document below one is dropped, whatever its utility.
     lift: how far similarity may raise a document.
     """
 
     tiers: tuple[Tier, ...] = (Tier("high", share=0.4, min_utility=0.5), Tier("medium", min_utility=0.35))
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    weights_by_source: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     floors: Mapping[str, int] = field(default_factory=lambda: dict(DEFAULT_FLOORS))
     lift: Lift = field(default_factory=Lift)
 
@@ -76,7 +78,14 @@ def run(config: Config, work: Work) -> Summary:
     listed = listing(files)
     scores = Scores.read(work.inputs["tags"] / "tags.parquet", listed.ids)
     similarity = read_similarity(work.inputs["similarity"] / "similarity.parquet", listed.ids)
-    utility = utilities(scores, similarity, listed.sources, weights=config.weights, lift=config.lift)
+    utility = utilities(
+        scores,
+        similarity,
+        listed.sources,
+        weights=config.weights,
+        weights_by_source=config.weights_by_source,
+        lift=config.lift,
+    )
     refused = {int(row): scores.missed(int(row), config.floors) for row in np.flatnonzero(~scores.reach(config.floors))}
     values = utility.tolist()
     placed = place(listed.ids, listed.sources, listed.byte_counts, values, config.tiers, refused)

@@ -28,6 +28,37 @@ def test_utility_is_the_weighted_mean_and_what_similarity_may_add() -> None:
     np.testing.assert_allclose(found, [15 / 27 + 0.2, 15 / 27, 11 / 27])
 
 
+def test_a_domain_may_weigh_otherwise() -> None:
+    scores = scores_of({"coherence": 9, "safety": 3}, {"coherence": 9, "safety": 3})
+    none, sources = Lift(0.0), ["math-worked", "web"]
+
+    def found(by_source: dict[str, dict[str, float]]) -> list[float]:
+        similarity = np.zeros(2)
+        return utilities(
+            scores, similarity, sources, weights={"coherence": 1.0}, lift=none, weights_by_source=by_source
+        ).tolist()
+
+    assert found({"math-*": {"coherence": 1.0, "safety": 1.0}}) == pytest.approx([12 / 18, 1.0])
+    assert found({}) == [1.0, 1.0]
+    with pytest.raises(UserError, match=r"'math-worked' fits \['math-\*', '\*-worked'\]"):
+        found({"math-*": {"coherence": 1.0}, "*-worked": {"safety": 1.0}})
+
+
+def test_a_tier_of_some_sources_has_its_share_of_these() -> None:
+    placed = place(
+        ["a", "b", "c", "d", "e"],
+        ["math-x", "math-x", "web", "math-y", "mail"],
+        [10, 10, 100, 10, 10],
+        [0.3, 0.2, 0.9, 0.1, 0.9],
+        [Tier("math", share=0.67, sources=("math-*",)), Tier("rest", sources=("web", "math-*"), min_utility=0.15)],
+        {},
+    )
+    # 0.67 of the 30 bytes of mathematics are 20: a and b. The web has no place there, mail nowhere.
+    assert [placement.tier for placement in placed] == ["math", "math", "rest", None, None]
+    assert placed[3].reason == "utility below 0.15"
+    assert placed[4].reason == "no tier takes its source"
+
+
 def test_unknown_dimensions_and_empty_weights_are_refused() -> None:
     scores = scores_of({})
     with pytest.raises(UserError, match="no quality dimension"):
