@@ -46,7 +46,7 @@ WORKED_PROBLEM_WEIGHTS: Mapping[str, float] = {
 }
 """For sources of exercises: what tells a worked solution from a bare, broken or missing one.
 
-On 23,188 generated word problems, 28% of them damaged, they rank a sound one above a damaged one 91% of the time and the
+On 23,188 generated word problems, 28% of them damaged, they rank a sound one above a damaged one 91% of the time, the
 default weights 77% (docs/log.md)."""
 
 

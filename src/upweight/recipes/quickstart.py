@@ -9,7 +9,7 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.curate.readers import PythonInstallation
 from upweight.curate.seeds import SeedRule
-from upweight.curate.selection import Lift, Tier
+from upweight.curate.selection import WORKED_PROBLEM_WEIGHTS, Lift, Tier
 from upweight.stages import (
     deduplicate,
     distill,
@@ -31,6 +31,7 @@ from upweight.stages import (
     tag,
 )
 from upweight.synthesize.difficulty import Gate
+from upweight.synthesize.portions import Take
 from upweight.synthesize.programs import ProgramDocuments
 from upweight.synthesize.refine import Loop
 from upweight.synthesize.stories import LARGEST_VALUE, SMALLEST_RANGE, StoryDocuments
@@ -40,6 +41,9 @@ from upweight.verify.reward import RewardConfig
 
 MEASURED_SCALE = 0.5
 """Below this scale the model learns next to nothing: the run shows that every stage works, on the easiest problems."""
+
+TEXT = ("python-*", "c-code", "javascript", "documentation", "readme", "licence", "data")
+STORIES, PROGRAMS = ("story-worked", "story-damaged"), ("code-worked", "code-damaged")
 
 ANSWER_TOKENS = 72
 """The longest worked answer of the domain has about 60 tokens."""
@@ -69,10 +73,10 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         "problems",
         pose,
         pose.Config(
-            stem=of(3000, 240),
+            stem=of(4000, 240),
             code=of(400, 40),
             preference=of(800, 100),
-            reserved_stem=of(160, 24),
+            reserved_stem=of(240, 24),
             reserved_code=of(60, 12),
             gold_stem=of(2400, 160),
             gold_code=of(600, 60),
@@ -115,7 +119,8 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         retrieve.Config(
             seeds=(
                 SeedRule(("python-docstring", "readme"), {"educational_value": 4}, count=of(100, 10), source_share=1.0),
-                SeedRule(("story-*", "code-*"), {"factual_reliability": 5}, count=of(60, 10), source_share=0.5),
+                SeedRule(("story-worked",), {"factual_reliability": 5}, WORKED_PROBLEM_WEIGHTS, of(40, 6), 1.0),
+                SeedRule(("code-worked",), {"factual_reliability": 5}, count=of(40, 6), source_share=1.0),
             ),
             hits=50,
         ),
@@ -125,7 +130,15 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         "mixture",
         mix,
         mix.Config(
-            tiers=(Tier("high", share=0.6, min_utility=0.45), Tier("medium", min_utility=0.3)),
+            tiers=(
+                Tier("dialogue", sources=("*-dialogue",)),
+                Tier("math_high", sources=STORIES, share=0.62),
+                Tier("math_medium", sources=STORIES, share=0.15),
+                Tier("code_high", sources=PROGRAMS, share=0.75),
+                Tier("text_high", sources=TEXT, share=0.6, min_utility=0.45),
+                Tier("text_medium", sources=TEXT, min_utility=0.3),
+            ),
+            weights_by_source={"story-*": WORKED_PROBLEM_WEIGHTS},
             lift=Lift(similarity_weight=0.1),
         ),
         {"documents": unique, "tags": tags, "similarity": similarity},
@@ -135,11 +148,8 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         shard,
         shard.Config(
             pools={
-                "dialogue": shard.Pool(("high", "medium"), ("*-dialogue",)),
-                "math": shard.Pool(("high", "medium"), ("story-*",)),
-                "code": shard.Pool(("high", "medium"), ("code-*",)),
-                "high": shard.Pool(("high",)),
-                "medium": shard.Pool(("medium",)),
+                name: shard.Pool((name,))
+                for name in ("dialogue", "math_high", "math_medium", "code_high", "text_high", "text_medium")
             },
             vocabulary=1024,
             control_sources=("*-dialogue",),
@@ -151,16 +161,28 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     # FG-WSD: the rate stays while the mixture gets better; the decay doubles the context and raises the RoPE base
     timeline = fg_wsd(
         warmup=of(100_000, 10_000),
-        diverse=of(1_100_000, 60_000),
-        high_quality=of(800_000, 50_000),
-        decay=of(1_200_000, 80_000),
+        diverse=of(900_000, 60_000),
+        high_quality=of(700_000, 50_000),
+        decay=of(1_100_000, 80_000),
         peak_lr=0.02,
         end_lr=0.0004,
         mixtures={
-            "warmup": {"math": 0.60, "code": 0.06, "high": 0.17, "medium": 0.17},
-            "diverse": {"math": 0.68, "code": 0.08, "high": 0.12, "medium": 0.12},
-            "high_quality": {"math": 0.78, "code": 0.10, "high": 0.12},
-            "decay": {"math": 0.36, "code": 0.06, "dialogue": 0.54, "high": 0.04},
+            "warmup": {
+                "math_high": 0.45,
+                "math_medium": 0.15,
+                "code_high": 0.06,
+                "text_high": 0.17,
+                "text_medium": 0.17,
+            },
+            "diverse": {
+                "math_high": 0.57,
+                "math_medium": 0.12,
+                "code_high": 0.07,
+                "text_high": 0.12,
+                "text_medium": 0.12,
+            },
+            "high_quality": {"math_high": 0.80, "code_high": 0.08, "text_high": 0.12},
+            "decay": {"math_high": 0.36, "code_high": 0.06, "dialogue": 0.54, "text_high": 0.04},
         },
         context=128,
         rope_base=10_000.0,
