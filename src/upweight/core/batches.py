@@ -49,6 +49,8 @@ class TokenBatch:
             PADDING where there is no token. Attention never crosses segments.
         targets: the token to predict at each place (the next one of the same sequence); any id where weights is 0.
         weights: the loss weight of each target; 0 where it is not trained.
+        one_a_row: known to hold no second sequence in any row. `to` looks before it leaves the host, where that is
+            cheap; False says nothing.
     """
 
     tokens: Int[Tensor, "row time"]
@@ -56,11 +58,24 @@ class TokenBatch:
     segments: Int[Tensor, "row time"]
     targets: Int[Tensor, "row time"]
     weights: Float[Tensor, "row time"]
+    one_a_row: bool = False
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__}
-        return replace(self, **moved)
+        named = ("tokens", "positions", "segments", "targets", "weights")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in named}
+        alone = self.one_a_row
+        if torch.device(device).type != "cpu" and self.segments.device.type == "cpu":
+            alone = bool(((self.segments == self.segments[:, :1]) | (self.segments == PADDING)).all())
+        return replace(self, **moved, one_a_row=alone)
+
+    @property
+    def attended(self) -> Int[Tensor, "row time"] | None:
+        """What a model is told of the segments: nothing where causal attention keeps to them by itself.
+
+        Padding stands behind the sequence of its row, so that no token of it looks there.
+        """
+        return None if self.one_a_row else self.segments
 
     @property
     def token_count(self) -> int:

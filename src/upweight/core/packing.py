@@ -81,8 +81,13 @@ def lay(strips: Sequence[Strip], rows: Sequence[Sequence[int]], time: int = 0) -
             positions[r, start:end] = np.arange(end - start)
             segments[r, start:end] = index
             start = end
-    whole = (tokens, positions, segments, targets, weights)
-    return TokenBatch(*(torch.from_numpy(array) for array in whole))
+    return TokenBatch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        segments=torch.from_numpy(segments),
+        targets=torch.from_numpy(targets),
+        weights=torch.from_numpy(weights),
+    )
 
 
 def pack(strips: Sequence[Strip], capacity: int) -> TokenBatch:

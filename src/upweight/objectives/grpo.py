@@ -139,7 +139,7 @@ class Grpo(Objective):
         whole = ~batch.truncated[sequences.segments.clamp(min=0)]
         trained = (sequences.weights > 0) & whole
         owner = sequences.segments[trained]
-        hidden = policy(sequences.tokens, sequences.positions, sequences.segments)[trained]
+        hidden = policy(sequences.tokens, sequences.positions, sequences.attended)[trained]
         logprobs = token_logprobs(
             hidden,
             policy.unembedding,
