@@ -131,5 +131,6 @@ def _flex() -> Callable[..., Any]:
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
+    # not dynamic=False: after a few shapes the compiler would give up, and the plain form holds all scores
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
     return compiled

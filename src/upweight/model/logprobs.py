@@ -27,6 +27,9 @@ CHUNK_LOGITS = 1 << 23
 CUDA_CHUNK_BYTES = 1 << 30
 """The same on CUDA: small chunks would add to the gradient of the unembedding too often."""
 
+CUDA_CHUNK_STEP = 128
+"""Chunks are multiples of this, the tile of a matrix product."""
+
 
 def truncate(
     logits: Float[Tensor, "*n vocab"], *, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
@@ -104,7 +107,8 @@ def positions_at_once(hidden: Float[Tensor, "n width"], vocab: int, *, copies: i
     if hidden.device.type != "cuda":
         return max(1, CHUNK_LOGITS // (copies * vocab))
     most = max(1, CUDA_CHUNK_BYTES // (copies * vocab * compute_dtype(hidden).itemsize))
-    return max(1, math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most))))
+    even = math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most)))
+    return max(1, math.ceil(even / CUDA_CHUNK_STEP) * CUDA_CHUNK_STEP)
 
 
 def compute_dtype(hidden: Float[Tensor, "*n width"]) -> torch.dtype:
