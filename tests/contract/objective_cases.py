@@ -17,6 +17,7 @@ import upweight.objectives
 from upweight.core.packing import best_fit, lay, pack, strip
 from upweight.core.protocols import Objective
 from upweight.core.records import Completion
+from upweight.core.work import Machine
 from upweight.model.heads import ScalarHead
 from upweight.model.transformer import ModelConfig, Transformer, make_model
 from upweight.objectives.bradley_terry import BradleyTerry, RankedBatch
@@ -200,7 +201,11 @@ def all_objectives() -> set[str]:
 
 
 def one_step(
-    case: Case, batches: Sequence[Any], policy: nn.Module | None = None, kind: Literal["adamw", "muon"] = "adamw"
+    case: Case,
+    batches: Sequence[Any],
+    policy: nn.Module | None = None,
+    kind: Literal["adamw", "muon"] = "adamw",
+    machine: Machine | None = None,
 ) -> tuple[StepReport, dict[str, Tensor]]:
     """Train one step on `batches` and return the report and the weights after it.
 
@@ -214,6 +219,7 @@ def one_step(
         loader=OneStep(batches),
         timeline=constant(total=1, lr=1.0),
         optimizer=optimizer,
+        machine=machine,
     )
     (report,) = steps
     return report, {name: value.detach().clone() for name, value in model.state_dict().items()}

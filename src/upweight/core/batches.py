@@ -52,6 +52,8 @@ class TokenBatch:
         prefixes: the segment that each token's own segment continues, and may attend to: a prompt that several
             completions share. It stands before them in the same row. A segment's own number where it continues none;
             None where that is so for all.
+        one_a_row: known to hold no second sequence in any row. `to` looks before it leaves the host, where that is
+            cheap; False says nothing.
     """
 
     tokens: Int[Tensor, "row time"]
@@ -60,12 +62,25 @@ class TokenBatch:
     targets: Int[Tensor, "row time"]
     weights: Float[Tensor, "row time"]
     prefixes: Int[Tensor, "row time"] | None = None
+    one_a_row: bool = False
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        held = {name: getattr(self, name) for name in self.__slots__}
+        named = ("tokens", "positions", "segments", "targets", "weights", "prefixes")
+        held = {name: getattr(self, name) for name in named}
         moved = {name: value.to(device, non_blocking=True) for name, value in held.items() if value is not None}
-        return replace(self, **moved)
+        alone = self.one_a_row
+        if torch.device(device).type != "cpu" and self.segments.device.type == "cpu":
+            alone = bool(((self.segments == self.segments[:, :1]) | (self.segments == PADDING)).all())
+        return replace(self, **moved, one_a_row=alone)
+
+    @property
+    def attended(self) -> Int[Tensor, "row time"] | None:
+        """What a model is told of the segments: nothing where causal attention keeps to them by itself.
+
+        Padding stands behind the sequence of its row, so that no token of it looks there.
+        """
+        return None if self.one_a_row else self.segments
 
     @property
     def token_count(self) -> int:

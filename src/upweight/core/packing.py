@@ -116,8 +116,14 @@ def lay(
             positions[r, start:end] = np.arange(first, first + end - start)
             segments[r, start:end], prefixes[r, start:end] = index, prefix
             start = end
-    whole = (tokens, positions, segments, targets, weights, *((prefixes,) if follows else ()))
-    return TokenBatch(*(torch.from_numpy(array) for array in whole))
+    return TokenBatch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        segments=torch.from_numpy(segments),
+        targets=torch.from_numpy(targets),
+        weights=torch.from_numpy(weights),
+        prefixes=torch.from_numpy(prefixes) if follows else None,
+    )
 
 
 def pack(strips: Sequence[Strip], capacity: int) -> TokenBatch:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+from upweight.core.errors import UserError
 
 Summary = Mapping[str, Any]
 """What a stage reports: JSON data. Numbers the report shows, and examples under keys of their own."""
@@ -20,12 +22,29 @@ class Machine:
         threads: CPU threads of one process; 0 leaves torch's default.
         workers: processes for work that is parallel over documents or programs.
         unsafe_execution: run model-written code without isolation where isolation is not to be had.
+        compile: whether the compiler fuses the layers of a model in training: "on", "off", or "auto", which is on for
+            CUDA. It takes up to a minute at the start of each training step of a recipe.
+        recompute: activation checkpointing: the share, 0 to 1, of what the layers would keep for the gradient that is
+            computed again instead, for less memory and more work.
     """
 
     device: str = "cpu"
     threads: int = 0
     workers: int = 2
     unsafe_execution: bool = False
+    compile: Literal["auto", "on", "off"] = "auto"
+    recompute: float | int = 0.0
+
+    def __post_init__(self) -> None:
+        if self.compile not in ("auto", "on", "off"):
+            raise UserError(f"compile is {self.compile!r}: expected 'auto', 'on' or 'off'")
+        if not 0 <= self.recompute <= 1:
+            raise UserError(f"recompute is {self.recompute}: expected a share from 0 to 1")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether layers are compiled on this device."""
+        return self.compile == "on" or (self.compile == "auto" and self.device.startswith("cuda"))
 
 
 class Bar(ABC):

@@ -6,7 +6,7 @@ heads, then the key, then the value.
 - CPU: tiles of plain matrix products, see model/tiled_attention.py.
 - CUDA: flex attention, whose block mask skips what the packing makes invisible; torch's flash attention where rows hold
   one sequence each.
-- elsewhere: torch's attention with an explicit mask.
+- elsewhere, and in compiled layers on a CPU: torch's attention with an explicit mask.
 """
 
 import functools
@@ -19,25 +19,35 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from upweight.model.rope import rotate
+from upweight.model.rope import turn
 from upweight.model.tiled_attention import Tile, attend_in_tiles, tiles_of
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
-    """Where the tokens of a batch stand and what each may attend to; made once and shared by all layers.
-
-    Attributes:
-        rotations: the rotary turn at each place.
-        tiles: on CPU, the parts of the score matrix in which something is visible.
-        blocks: on CUDA, the block mask of flex attention; None where each row is one sequence.
-        seen: on other devices, which key each query sees; None where each row is one sequence.
-    """
+class Tiles:
+    """On a CPU: the rotary turn at each place, and the parts of the score matrix in which something is visible."""
 
     rotations: Complex[Tensor, "row time 1 1 pair"]
-    tiles: tuple[Tile, ...] = ()
+    parts: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """On other devices, and for the compiler.
+
+    Attributes:
+        turns: the rotary turn at each place, as cosine and sine.
+        blocks: on CUDA, the block mask of flex attention; None where each row is one sequence.
+        seen: elsewhere, which key each query sees; None where each row is one sequence.
+    """
+
+    turns: Float[Tensor, "row time 1 1 pair 2"]
     blocks: Any = None
     seen: Bool[Tensor, "row 1 time time"] | None = None
+
+
+Scope = Tiles | Mask
+"""Where the tokens of a batch stand and what each may attend to; made once and shared by all layers."""
 
 
 def make_scope(
@@ -46,43 +56,49 @@ def make_scope(
     starts: Int[Tensor, "row time"] | None,
     heads: int,
     prefixes: Int[Tensor, "row time"] | None = None,
+    *,
+    compiled: bool = False,
 ) -> Scope:
     """Each token sees itself and what precedes it in its own segment and in that which this one continues.
 
-    Padding sees padding, so that no row is empty. `starts` is where that which each token may attend to begins; None
-    like `segments` where each row is one sequence. `prefixes` is None where no segment continues another.
+    Padding sees padding, so that no row is empty.
+
+    Args:
+        starts: where that which each token may attend to begins; None like `segments` where each row is one sequence.
+        prefixes: None where no segment continues another.
+        compiled: whether the layers that take it are compiled: the tiles of a CPU are made for plain torch.
     """
     row, time = rotations.shape[:2]
     kind = rotations.device.type
-    if kind == "cpu":
-        return Scope(rotations, tiles=tiles_of(row, time, heads, segments, starts, prefixes))
+    if kind == "cpu" and not compiled:
+        return Tiles(rotations, tiles_of(row, time, heads, segments, starts, prefixes))
+    turns = torch.view_as_real(rotations)
     if segments is None:
-        return Scope(rotations)
+        return Mask(turns)
     if kind == "cuda":
-        return Scope(rotations, blocks=_block_mask(segments, prefixes))
+        return Mask(turns, blocks=_block_mask(segments, prefixes))
     past = torch.ones(time, time, dtype=torch.bool, device=rotations.device).tril()
     seen = segments[:, :, None] == segments[:, None, :]
     if prefixes is not None:
         seen |= prefixes[:, :, None] == segments[:, None, :]
-    return Scope(rotations, seen=(past & seen)[:, None])
+    return Mask(turns, seen=(past & seen)[:, None])
 
 
 def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Float[Tensor, "row time features"]:
     """softmax(q k^T / sqrt(size)) v for each head, the heads side by side."""
-    if scope.tiles:
-        return attend_in_tiles(qkv, scope.rotations, scope.tiles)
-    row, time, kv_heads, slots, size = qkv.shape
-    group = slots - 2
-    turned = rotate(qkv[:, :, :, : group + 1], scope.rotations)
-    query = turned[:, :, :group].reshape(row, kv_heads * group, time, size)
-    key, value = turned[:, :, group], qkv[:, :, :, group + 1].transpose(1, 2)
+    if isinstance(scope, Tiles):
+        return attend_in_tiles(qkv, scope.rotations, scope.parts)
+    group = qkv.shape[3] - 2
+    query = turn(qkv[:, :, :, :group], scope.turns).flatten(2, 3).transpose(1, 2)
+    key = turn(qkv[:, :, :, group : group + 1], scope.turns)[:, :, :, 0].transpose(1, 2)
+    value = qkv[:, :, :, group + 1].transpose(1, 2)
     if scope.blocks is not None:
-        out = _flex()(query, key, value, block_mask=scope.blocks, enable_gqa=True)
+        out: Tensor = _flex()(query, key, value, block_mask=scope.blocks, enable_gqa=group > 1)
     else:
         out = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=scope.seen, is_causal=scope.seen is None, enable_gqa=group > 1
         )
-    return out.transpose(1, 2).reshape(row, time, -1)
+    return out.transpose(1, 2).flatten(2)
 
 
 def attend_cached(
@@ -115,8 +131,18 @@ def _block_mask(segments: Tensor, prefixes: Tensor | None) -> Any:
     return create_block_mask(rule, rows, None, time, time, device=str(segments.device), _compile=True)
 
 
-@functools.cache
-def _flex() -> Callable[..., Tensor]:
+def _flex() -> Callable[..., Any]:
+    """Flex attention, compiled by itself unless it stands in a layer that is being compiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    plain: Callable[..., Any] = flex_attention
+    return plain if torch.compiler.is_compiling() else _compiled_flex()
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # not dynamic=False: after a few shapes the compiler would give up, and the plain form holds all scores
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
+    return compiled

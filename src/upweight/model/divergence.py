@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from upweight.model.logprobs import CHUNK_LOGITS, compute_dtype
+from upweight.model.logprobs import add_product, compute_dtype, positions_at_once
 
 Direction = Literal["forward", "reverse", "jensen_shannon"]
 
@@ -60,7 +60,7 @@ def chunked_kl(
     was stored at another temperature: its logits cannot be had back from a part of its probabilities.
     """
     _check(hidden, unembedding, teacher, temperature)
-    size = chunk if chunk is not None else max(1, CHUNK_LOGITS // (4 * unembedding.shape[0]))
+    size = chunk if chunk is not None else positions_at_once(hidden, len(unembedding), copies=4)
 
     def divergence(logits: Tensor, part: slice) -> Tensor:
         with torch.no_grad():
@@ -160,7 +160,7 @@ class _Chunked(torch.autograd.Function):
                 (by_logit,) = torch.autograd.grad(ctx.function(logits, part), logits, gradients[0][part])
             by_logit = by_logit.to(ctx.dtype)
             hidden_gradient[part] = by_logit @ matrix
-            gradient.addmm_(by_logit.t().to(gradient.dtype), read.to(gradient.dtype))
+            add_product(gradient, by_logit.t(), read)
         return hidden_gradient, gradient, None, None, None
 
 

@@ -1,8 +1,8 @@
-"""RMSNorm (arXiv 1910.07467) and SwiGLU (arXiv 2002.05202), with hand-written gradients.
+"""RMSNorm (arXiv 1910.07467) and SwiGLU (arXiv 2002.05202), with hand-written gradients on a CPU.
 
 Torch's own backward passes of these two write several temporaries of the size of the activations; on a CPU that costs
 as much as a matrix product of a small model. Each function below names its equation and touches memory as often as that
-needs.
+needs. On other devices, and wherever the compiler reads them, they are plain torch, which the compiler fuses.
 """
 
 from typing import Any
@@ -11,6 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether the hand-written gradients are the fastest: on a CPU, outside the compiler."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class RmsNorm(nn.Module):
@@ -22,7 +27,7 @@ class RmsNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
-        if x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
+        if not by_hand(x) or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             wide: Tensor = functional.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.epsilon)
             return wide.to(x.dtype)
         if not torch.is_grad_enabled():
@@ -62,7 +67,7 @@ class _RmsNorm(torch.autograd.Function):
 
 def swiglu(gate_up: Float[Tensor, "*n both"]) -> Float[Tensor, "*n half"]:
     """silu(gate) * up, where gate is the first half of the features and up the second."""
-    if gate_up.device.type != "cpu" or not torch.is_grad_enabled():
+    if not by_hand(gate_up) or not torch.is_grad_enabled():
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up
     gated: Tensor = _SwiGlu.apply(gate_up)

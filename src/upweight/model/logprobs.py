@@ -2,14 +2,17 @@
 
     log p(target) = z_target - log sum_v exp z_v,     z = unembedding hidden / temperature
 
-A row x time x vocab tensor is never held. Where all positions fit one chunk, its probabilities are kept for the
-gradient; otherwise the backward pass computes each chunk's logits again. Both ways do the same arithmetic on the same
-chunks, so they give the same bits.
+A row x time x vocab tensor is never held. Where all positions fit one chunk, it is kept for the gradient; otherwise the
+backward pass computes each chunk's logits again. Both ways do the same arithmetic on the same chunks, so they give the
+same bits. On CUDA a chunk is larger, and what lies between its matrix products is one compiled kernel each way.
 
 `truncate` is the one definition of top-k, top-p and min-p: the sampler draws from what it leaves, and the trainer takes
 log-probabilities under what it leaves.
 """
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +22,13 @@ from torch import Tensor
 from torch.nn import functional
 
 CHUNK_LOGITS = 1 << 23
-"""Logits held at once by default (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
+"""Logits held at once on a CPU (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
+
+CUDA_CHUNK_BYTES = 1 << 30
+"""The same on CUDA: small chunks would add to the gradient of the unembedding too often."""
+
+CUDA_CHUNK_STEP = 128
+"""Chunks are multiples of this, the tile of a matrix product."""
 
 
 def truncate(
@@ -82,15 +91,24 @@ def token_scores(
         temperature, top_p, top_k, min_p: the distribution that was sampled from. A target that truncation would drop
             counts as kept: it was sampled, so only rounding or a policy that moved on puts it outside, and -inf would
             end the run. Which tokens are kept is a constant for the gradient.
-        chunk: positions at once; None takes CHUNK_LOGITS divided by the vocabulary.
+        chunk: positions at once; None takes as many as are fast on the device.
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}: log-probabilities of greedy decoding are not defined")
     flat = hidden.reshape(-1, hidden.shape[-1])
-    size = chunk if chunk is not None else max(1, CHUNK_LOGITS // unembedding.shape[0])
+    size = chunk if chunk is not None else positions_at_once(flat, len(unembedding))
     settings = _Settings(temperature, top_p, top_k, min_p, size, compute_dtype(hidden))
     logprobs, normaliser = _TokenScores.apply(flat, unembedding, targets.reshape(-1), settings)
     return TokenScores(logprobs.view(targets.shape), normaliser.view(targets.shape))
+
+
+def positions_at_once(hidden: Float[Tensor, "n width"], vocab: int, *, copies: int = 1) -> int:
+    """The length of a chunk of logits, of which `copies` are held at a time."""
+    if hidden.device.type != "cuda":
+        return max(1, CHUNK_LOGITS // (copies * vocab))
+    most = max(1, CUDA_CHUNK_BYTES // (copies * vocab * compute_dtype(hidden).itemsize))
+    even = math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most)))
+    return max(1, math.ceil(even / CUDA_CHUNK_STEP) * CUDA_CHUNK_STEP)
 
 
 def compute_dtype(hidden: Float[Tensor, "*n width"]) -> torch.dtype:
@@ -144,19 +162,24 @@ class _TokenScores(torch.autograd.Function):
             matrix = unembedding.to(settings.dtype)
             for start in range(0, count, settings.chunk):
                 part = slice(start, min(start + settings.chunk, count))
+                if _fuses(hidden, settings):
+                    logits = functional.linear(hidden[part].to(settings.dtype), matrix)
+                    logprobs[part], normaliser[part] = _fused_scores()(logits, targets[part], settings.temperature)
+                    kept = logits if count <= settings.chunk and any(ctx.needs_input_grad) else None
+                    continue
                 logits = _logits(hidden[part], matrix, targets[part], settings)
                 chosen = logits.gather(1, targets[part, None])[:, 0]
                 probabilities, normaliser[part] = _softmax(logits)
                 logprobs[part] = chosen - normaliser[part]
                 if count <= settings.chunk and any(ctx.needs_input_grad):
                     kept = probabilities
-        ctx.save_for_backward(hidden, unembedding, targets)
+        ctx.save_for_backward(hidden, unembedding, targets, normaliser)
         ctx.kept, ctx.settings = kept, settings
         return logprobs, normaliser
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden, unembedding, targets = ctx.saved_tensors
+        hidden, unembedding, targets, normaliser = ctx.saved_tensors
         settings: _Settings = ctx.settings
         by_logprob, by_normaliser = (gradient / settings.temperature for gradient in gradients)
         matrix = unembedding.to(settings.dtype)
@@ -164,16 +187,75 @@ class _TokenScores(torch.autograd.Function):
         gradient = torch.zeros_like(unembedding)
         for start in range(0, len(hidden), settings.chunk):
             part = slice(start, min(start + settings.chunk, len(hidden)))
-            if ctx.kept is not None:
-                by_logit, ctx.kept = ctx.kept, None
+            kept, ctx.kept = ctx.kept, None
+            if _fuses(hidden, settings):
+                logits = functional.linear(hidden[part].to(settings.dtype), matrix) if kept is None else kept
+                weights = (normaliser[part], by_logprob[part], by_normaliser[part])
+                by_logit = _fused_gradient()(logits, targets[part], *weights, settings.temperature)
+                kept = logits = None
             else:
-                by_logit, _ = _softmax(_logits(hidden[part], matrix, targets[part], settings))
-            by_logit.mul_((by_normaliser[part] - by_logprob[part])[:, None])
-            by_logit.scatter_add_(1, targets[part, None], by_logprob[part, None])
-            by_logit = by_logit.to(settings.dtype)
+                by_logit = kept
+                if kept is None:
+                    by_logit, _ = _softmax(_logits(hidden[part], matrix, targets[part], settings))
+                by_logit.mul_((by_normaliser[part] - by_logprob[part])[:, None])
+                by_logit.scatter_add_(1, targets[part, None], by_logprob[part, None])
+                by_logit = by_logit.to(settings.dtype)
             hidden_gradient[part] = by_logit @ matrix
-            gradient.addmm_(by_logit.t().to(gradient.dtype), hidden[part].to(gradient.dtype))
+            add_product(gradient, by_logit.t(), hidden[part].to(settings.dtype))
         return hidden_gradient, gradient, None, None
+
+
+def _fuses(hidden: Tensor, settings: _Settings) -> bool:
+    return hidden.device.type == "cuda" and not settings.truncates
+
+
+@functools.cache
+def _fused_scores() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_scores_of_logits)
+
+
+@functools.cache
+def _fused_gradient() -> Callable[..., Tensor]:
+    return torch.compile(_gradient_by_logit)
+
+
+def _scores_of_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    wide = logits.float() / temperature
+    normaliser = wide.logsumexp(dim=-1)
+    return wide.gather(1, targets[:, None])[:, 0] - normaliser, normaliser
+
+
+def _gradient_by_logit(
+    logits: Tensor, targets: Tensor, normaliser: Tensor, by_logprob: Tensor, by_normaliser: Tensor, temperature: float
+) -> Tensor:
+    probabilities = (logits.float() / temperature - normaliser[:, None]).exp()
+    chosen = targets[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    by_logit = probabilities * (by_normaliser - by_logprob)[:, None] + torch.where(chosen, by_logprob[:, None], 0.0)
+    return by_logit.to(logits.dtype)
+
+
+def add_product(total: Float[Tensor, "rows columns"], left: Tensor, right: Tensor) -> None:
+    """total += left right, added up in the dtype of `total` though the factors may be of a shorter one."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif total.device.type != "cuda" or total.dtype != torch.float32:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+    elif _adds_in_float32():
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total.add_(torch.mm(left, right, out_dtype=torch.float32))
+
+
+@functools.cache
+def _adds_in_float32() -> bool:
+    """Whether this torch adds a product of bfloat16 factors to a float32 sum in one kernel."""
+    short = torch.ones(16, 16, device="cuda", dtype=torch.bfloat16)
+    total = torch.ones(16, 16, device="cuda")
+    try:
+        torch.addmm(total, short, short, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return bool((total == 17).all())
 
 
 def _logits(hidden: Tensor, matrix: Tensor, targets: Tensor, settings: _Settings) -> Tensor:

@@ -13,8 +13,10 @@ order of Hugging Face.
 objectives take log-probabilities in chunks from model/logprobs.py.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -49,7 +51,15 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, config.width, bias=False)
 
-    def forward(self, x: Float[Tensor, "row time width"], scope: Scope) -> Float[Tensor, "row time width"]:
+    def forward(
+        self, x: Float[Tensor, "row time width"], scope: Scope, *, compiled: bool = False
+    ) -> Float[Tensor, "row time width"]:
+        # the hooks of FSDP run around this call, so what is compiled sees whole weights and no hooks
+        layer = _compiled_layer() if compiled else Block.apply_to
+        return layer(self, x, scope)
+
+    def apply_to(self, x: Tensor, scope: Scope) -> Tensor:
+        """What `forward` does: a function of its own, which the compiler reads once for all layers."""
         x = x + self.out(attend(self._project(x), scope))
         return self._feed_forward(x)
 
@@ -85,14 +95,18 @@ class Transformer(nn.Module):
 
     Attributes:
         config: its shape; `set_rope_base` replaces it.
-        recompute: activation checkpointing: keep only the input of each layer and compute the layer again for the
-            gradient, about a third more work for a fraction of the memory.
+        recompute: activation checkpointing: the share, 0 to 1, of what the layers would keep for the gradient that is
+            computed again instead. At 1 only the input of each layer is kept: about a third more work for a fraction
+            of the memory. Compiled layers drop what is cheapest to compute again first; otherwise that share of the
+            layers keeps its input alone.
+        compiled: let the compiler fuse each layer where a gradient is taken; the same results up to rounding.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False
+        self.recompute = 0.0
+        self.compiled = False
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.norm = RmsNorm(config.width, config.norm_epsilon)
@@ -149,12 +163,17 @@ class Transformer(nn.Module):
             places = torch.arange(time, device=tokens.device).expand(row, time)
             positions = places if starts is None else places - starts
         x = self.embedding(tokens)
-        scope = make_scope(self._rope.rotations(positions, time), segments, starts, self.config.heads, prefixes)
-        for layer in self.layers:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, scope, use_reentrant=False)
-            else:
-                x = layer(x, scope)
+        trained = torch.is_grad_enabled()
+        compiled = self.compiled and trained
+        rotations = self._rope.rotations(positions, time)
+        scope = make_scope(rotations, segments, starts, self.config.heads, prefixes, compiled=compiled)
+        again = round(self.recompute * len(self.layers)) if trained and not compiled else 0
+        with _kept_share(1.0 - self.recompute) if compiled else contextlib.nullcontext():
+            for index, layer in enumerate(self.layers):
+                if index < again:
+                    x = checkpoint(layer, x, scope, use_reentrant=False)
+                else:
+                    x = layer(x, scope, compiled=compiled)
         return self._normed(x)
 
     def _extend(self, tokens: Tensor, cache: Cache, rows: Sequence[int] | None, counts: Sequence[int] | None) -> Tensor:
@@ -177,6 +196,20 @@ class Transformer(nn.Module):
     def logits(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocab"]:
         """The logits of some hidden states; for every position of a batch use model/logprobs.py instead."""
         return functional.linear(hidden, self.unembedding)
+
+
+@functools.cache
+def _compiled_layer() -> Callable[[Block, Tensor, Scope], Tensor]:
+    return torch.compile(Block.apply_to)
+
+
+def _kept_share(share: float) -> contextlib.AbstractContextManager[None]:
+    """While layers are compiled in it: how much of what the compiler would keep for the gradient it may keep."""
+    # imported here because it loads the compiler, which takes seconds and which a CPU run never needs
+    import torch._functorch.config as settings
+
+    kept: contextlib.AbstractContextManager[None] = settings.patch(activation_memory_budget=share)
+    return kept
 
 
 def _starts(segments: Tensor) -> Tensor:

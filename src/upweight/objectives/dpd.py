@@ -214,7 +214,7 @@ class Dpd(Objective):
         count = batch.reference.shape[0]
         lengths = _by_sequence(torch.ones_like(owner, dtype=torch.float32), owner, count)
         _check_responses(lengths, batch)
-        hidden = policy(sequences.tokens, sequences.positions, sequences.segments)[trained]
+        hidden = policy(sequences.tokens, sequences.positions, sequences.attended)[trained]
         pairs = lengths.new_tensor(len(batch.chosen))
         terms: dict[str, Loss] = {}
         total = lengths.new_zeros(())
@@ -288,7 +288,7 @@ class Dpd(Objective):
             )
         sequences = batch.sequences
         with torch.no_grad():
-            hidden = self.teacher(sequences.tokens, sequences.positions, sequences.segments)
+            hidden = self.teacher(sequences.tokens, sequences.positions, sequences.attended)
             live = LiveTeacher(hidden[trained][kept], self.teacher.unembedding)
         _check_live(live, vocabulary)
         return live

@@ -141,7 +141,7 @@ class Grpo(Objective):
         owner = sequences.segments[trained]
         # what takes no shared prompts need not know of them
         shared = {} if sequences.prefixes is None else {"prefixes": sequences.prefixes}
-        hidden = policy(sequences.tokens, sequences.positions, sequences.segments, **shared)[trained]
+        hidden = policy(sequences.tokens, sequences.positions, sequences.attended, **shared)[trained]
         logprobs = token_logprobs(
             hidden,
             policy.unembedding,

@@ -24,7 +24,7 @@ class NextToken(Objective):
 
     def __call__(self, policy: Any, batch: TokenBatch) -> Loss:
         """The summed negative log-likelihood in nats. Positions of weight 0 are not even scored."""
-        hidden = policy(batch.tokens, batch.positions, batch.segments)
+        hidden = policy(batch.tokens, batch.positions, batch.attended)
         trained = batch.weights > 0
         weights = batch.weights[trained]
         scores = token_scores(hidden[trained], policy.unembedding, batch.targets[trained])

@@ -68,12 +68,13 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     def optimizer(rest_scale: float) -> OptimizerConfig:
         return OptimizerConfig(kind="muon", rest_scale=rest_scale)
 
-    # what is asked and what is held back
+    # what is asked and what is held back; refinement, distillation and reinforcement each get stories of their own
+    refined_stories, paired_stories, gated_stories = of(600, 60), of(1500, 100), of(1800, 80)
     problems = Step(
         "problems",
         pose,
         pose.Config(
-            stem=of(4000, 240),
+            stem=refined_stories + paired_stories + gated_stories,
             code=of(400, 40),
             preference=of(800, 100),
             reserved_stem=of(240, 24),
@@ -214,7 +215,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         "refined",
         refine,
         refine.Config(
-            problems={"stem.jsonl": of(600, 60)},
+            problems={"stem.jsonl": refined_stories},
             loop=Loop(drafts=2, draft_limits=Limits(ANSWER_TOKENS)),
         ),
         {"problems": problems, "model": cold_start},
@@ -233,7 +234,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         "pairs",
         pair,
         pair.Config(
-            problems={"stem.jsonl": of(1000, 100), "code.jsonl": of(300, 30)},
+            problems={"stem.jsonl": Take(paired_stories, after=refined_stories), "code.jsonl": of(300, 30)},
             teacher_samples=2,
             student_samples=2,
             teacher_limits=Limits(ANSWER_TOKENS, temperature=0.7),
@@ -244,7 +245,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     distilled = Step(
         "dpd",
         distill,
-        distill.Config(epochs=1, learning_rate=0.0005, optimizer=optimizer(0.2)),
+        distill.Config(epochs=1, learning_rate=0.001, optimizer=optimizer(0.2)),
         {"model": tuned, "teacher": teacher, "pairs": pairs},
     )
 
@@ -256,7 +257,9 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         {"model": tuned, "pairs": problems},
     )
 
-    def staged(name: str, model: Step, files: dict[str, int], kind: RewardConfig, steps: int, rate: float) -> Step:
+    def staged(
+        name: str, model: Step, files: dict[str, int | Take], kind: RewardConfig, steps: int, rate: float
+    ) -> Step:
         kept = Step(
             f"gate_{name}",
             gate,
@@ -265,6 +268,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
                 reward=RewardConfig("answer") if kind.kind == "preference" else kind,
                 gate=bounds,
                 limits=Limits(ANSWER_TOKENS),
+                enough=of(640),
             ),
             {"problems": problems, "model": model},
         )
@@ -282,7 +286,8 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         )
         return Step(name, reinforce, config, inputs)
 
-    stem = staged("rl_stem", distilled, {"stem.jsonl": of(256, 48)}, RewardConfig("answer"), of(40, 3), 0.001)
+    fresh = {"stem.jsonl": Take(gated_stories, after=refined_stories + paired_stories)}
+    stem = staged("rl_stem", distilled, fresh, RewardConfig("answer"), of(120, 3), 0.001)
     code = staged("rl_code", stem, {"code.jsonl": of(160, 40)}, RewardConfig("code"), of(12, 2), 0.0005)
     final = staged(
         "rl_preference", code, {"preference.jsonl": of(128, 32)}, RewardConfig("preference"), of(8, 2), 0.0003

@@ -23,6 +23,8 @@ from upweight.train.parallel import gathered, laid_like
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+ORTHOGONALISED_AT_ONCE = 1 << 28
+"""Elements of the matrices of one shape that are orthogonalised together: this bounds the memory that it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +64,41 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient. A sharded matrix is gathered to be orthogonalised."""
         for group in self.param_groups:
-            by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
+            by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov
-                by_shape.setdefault(tuple(parameter.shape), []).append((parameter, gathered(update)))
+                if parameter.grad is not None:
+                    by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
             for (rows, columns), members in by_shape.items():
-                scale = max(1.0, rows / columns) ** 0.5
-                orthogonal = orthogonalise(torch.stack([update for _, update in members]))
-                for (parameter, _), direction in zip(members, orthogonal, strict=True):
-                    if group["weight_decay"]:
-                        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(laid_like(direction.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
+                together = max(1, ORTHOGONALISED_AT_ONCE // (rows * columns))
+                for start in range(0, len(members), together):
+                    self._update(members[start : start + together], group, max(1.0, rows / columns) ** 0.5)
+
+    def _update(self, members: Sequence[nn.Parameter], group: Mapping[str, Any], scale: float) -> None:
+        """The step of some matrices of one shape."""
+        orthogonal = orthogonalise(torch.stack([self._direction(parameter, group) for parameter in members]))
+        for parameter, direction in zip(members, orthogonal, strict=True):
+            if group["weight_decay"]:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(laid_like(direction.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
+
+    def _direction(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
+        """Nesterov's momentum, whole, in the dtype that it is orthogonalised in."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+        return _orthogonalised_in(gathered(parameter.grad.lerp(momentum, group["momentum"])))
+
+
+def _orthogonalised_in(matrices: Tensor) -> Tensor:
+    return matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """About U V^T of each matrix U S V^T of a stack [matrix row column], by five Newton-Schulz steps."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    x = _orthogonalised_in(matrices)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT.contiguous()

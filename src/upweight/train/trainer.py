@@ -25,6 +25,7 @@ from upweight.core.errors import UserError
 from upweight.core.identity import plain
 from upweight.core.protocols import Objective
 from upweight.core.work import Machine
+from upweight.model.transformer import Transformer
 from upweight.train import parallel
 from upweight.train.batching import Loader
 from upweight.train.checkpoint import CheckpointConfig, Checkpoints
@@ -95,7 +96,11 @@ def train(
 
     Raises NonFiniteLoss, naming the step, its documents and the last good checkpoint, before any weight is touched.
     """
-    device = torch.device(machine.device if machine else "cpu")
+    machine = machine or Machine()
+    device = torch.device(machine.device)
+    for part in policy.modules():
+        if isinstance(part, Transformer):
+            part.compiled, part.recompute = machine.compiles, float(machine.recompute)
     place, sharded = parallel.world(), parallel.is_sharded(policy)
     if not sharded:
         policy.to(device)
@@ -122,14 +127,15 @@ def train(
         sums = _Sums()
         for index in range(parallel.most(len(batches)) if sharded else len(batches)):
             # sharded processes gather weights together: one that has run out takes part with a last batch that counts 0
-            batch = batches[min(index, len(batches) - 1)].to(device)
+            read = batches[min(index, len(batches) - 1)]
+            batch = read.to(device)
             with _precision(device, dtype):
                 loss = objective(policy, batch)
             spare = index >= len(batches)
             if loss.total.requires_grad:
                 (loss.total * 0 if spare else loss.total).backward()
             if not spare:
-                sums.add(loss, batch.token_count)
+                sums.add(loss, read.token_count)  # counted on the host: the device is not waited for
         if place.size > 1 and not sharded:
             parallel.sum_gradients(policy)
         total = sums.over_processes(place)
