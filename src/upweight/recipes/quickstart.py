@@ -31,7 +31,7 @@ from upweight.stages import (
     tag,
 )
 from upweight.synthesize.difficulty import Gate
-from upweight.synthesize.portions import Take
+from upweight.synthesize.portions import Portions, Take
 from upweight.synthesize.programs import ProgramDocuments
 from upweight.synthesize.refine import Loop
 from upweight.synthesize.stories import LARGEST_VALUE, SMALLEST_RANGE, StoryDocuments
@@ -257,9 +257,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         {"model": tuned, "pairs": problems},
     )
 
-    def staged(
-        name: str, model: Step, files: dict[str, int | Take], kind: RewardConfig, steps: int, rate: float
-    ) -> Step:
+    def staged(name: str, model: Step, files: Portions, kind: RewardConfig, steps: int, rate: float) -> Step:
         kept = Step(
             f"gate_{name}",
             gate,

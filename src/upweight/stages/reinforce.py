@@ -221,13 +221,13 @@ def _curve(path: Path, name: str) -> list[float]:
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """Each completion is sampled once and trained on once, with a prompt of about its own length."""
+    """Each completion is sampled once and trained on once; a group shares a prompt of about twice its length."""
     model = inputs["model"]
     completions = config.steps * config.problems_a_step * config.group
     tokens = completions * config.limits.max_new_tokens
     return Estimate(
         tokens=tokens,
-        flops=model.parameters * tokens * (2 + 6 * 2),
+        flops=model.parameters * tokens * (2 + 6 * (1 + 2 / config.group)),
         memory_bytes=16 * model.parameters + 1.2e9,
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,
