@@ -162,9 +162,9 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     # FG-WSD: the rate stays while the mixture gets better; the decay doubles the context and raises the RoPE base
     timeline = fg_wsd(
         warmup=of(100_000, 10_000),
-        diverse=of(900_000, 60_000),
-        high_quality=of(700_000, 50_000),
-        decay=of(1_100_000, 80_000),
+        diverse=of(700_000, 60_000),
+        high_quality=of(500_000, 50_000),
+        decay=of(1_000_000, 80_000),
         peak_lr=0.02,
         end_lr=0.0004,
         mixtures={
@@ -245,7 +245,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     distilled = Step(
         "dpd",
         distill,
-        distill.Config(epochs=1, learning_rate=0.001, optimizer=optimizer(0.2)),
+        distill.Config(normalise="sequence", epochs=2, learning_rate=0.002, optimizer=optimizer(0.2)),
         {"model": tuned, "teacher": teacher, "pairs": pairs},
     )
 
@@ -266,7 +266,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
                 reward=RewardConfig("answer") if kind.kind == "preference" else kind,
                 gate=bounds,
                 limits=Limits(ANSWER_TOKENS),
-                enough=of(640),
+                enough=of(1000),
             ),
             {"problems": problems, "model": model},
         )
@@ -276,8 +276,8 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         config = reinforce.Config(
             reward=kind,
             steps=steps,
-            problems_a_step=16,
-            group=16,
+            problems_a_step=32,
+            group=8,
             limits=Limits(ANSWER_TOKENS),
             learning_rate=rate,
             optimizer=optimizer(0.3),
