@@ -212,7 +212,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, machine: Machine) -> Non
 @pytest.mark.parametrize("machine", [PLAIN, COMPILED], ids=["plain", "compiled"])
 def test_sharded_over_one_process(machine: Machine, tmp_path: Path) -> None:
     alone, _ = trained(machine)
-    backend = "nccl" if DEVICE == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         sharded, _ = trained(machine, model=parallel.shard(make_model(SHAPE, 0).to(DEVICE)))

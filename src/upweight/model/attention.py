@@ -88,8 +88,13 @@ def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Fl
     if scope.blocks is not None:
         out: Tensor = _flex()(query, key, value, block_mask=scope.blocks, enable_gqa=group > 1)
     else:
+        shared = group > 1
+        if shared and qkv.is_cuda and qkv.dtype == torch.float32:
+            # of the kernels for float32, only the one that holds all scores knows shared heads
+            key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
+            shared = False
         out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=scope.seen, is_causal=scope.seen is None, enable_gqa=group > 1
+            query, key, value, attn_mask=scope.seen, is_causal=scope.seen is None, enable_gqa=shared
         )
     return out.transpose(1, 2).flatten(2)
 
