@@ -44,3 +44,12 @@ def test_odd_shapes() -> None:
         strip([1, 2], [True])
     padded = sequence_sums(torch.ones(1, 2), torch.full((1, 2), PADDING), 1)
     assert padded.tolist() == [0]
+
+
+def test_a_row_of_one_sequence_needs_no_mask_and_the_batch_finds_out_when_it_leaves_the_host() -> None:
+    strips = [strip([1, 2, 3], [1.0] * 3), strip([4, 5], [1.0] * 2)]
+    alone, together = lay(strips, [[0], [1]], 4), lay(strips, [[0, 1]], 6)
+    assert alone.attended is alone.segments  # nobody has looked yet
+    assert alone.to("meta").attended is None
+    assert together.to("meta").attended is not None
+    assert alone.to("meta").to("meta").attended is None
