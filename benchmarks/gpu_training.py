@@ -137,7 +137,8 @@ def timed(name: str, steps: Iterator[Any], work: float, tokens: int, count: int,
     next(steps)
     torch.cuda.synchronize()
     warm = time.perf_counter() - begun
-    next(steps)  # the memory of the optimizer's state is there only now
+    torch.cuda.empty_cache()  # what the optimizer's state has not taken of the first step's blocks
+    next(steps)
     torch.cuda.synchronize()
     seconds = []
     for _ in range(count):
@@ -235,6 +236,19 @@ def print_kernels(steps: Iterator[Any]) -> None:
         next(steps)
         torch.cuda.synchronize()
     print(seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=90), flush=True)
+
+
+def growing_segments() -> bool:
+    """Let the allocator's blocks grow, so that memory does not break up; whether this machine can."""
+    try:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        torch.zeros(1 << 26, device="cuda").sum().item()
+    except (AttributeError, RuntimeError) as error:
+        print(f"no growing segments: {error}", flush=True)
+        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+        return False
+    torch.cuda.empty_cache()
+    return True
 
 
 class Bench:
@@ -443,6 +457,7 @@ def main() -> None:
         sys.exit("this benchmark needs a CUDA device")
     bench = Bench(given.out, given.seconds, given.only, profile=given.profile)
     properties = torch.cuda.get_device_properties(0)
+    growing = growing_segments()
     bench.peak = measured_peak()
     bench.add(
         {
@@ -452,6 +467,7 @@ def main() -> None:
             "torch": torch.__version__,
             "tflops": round(bench.peak / 1e12, 1),
             "cudnn": torch.backends.cudnn.version(),
+            "growing_segments": growing,
         }
     )
     roomy = properties.total_memory > 120e9

@@ -187,7 +187,7 @@ def test_fused_scores_and_their_gradients(dtype: torch.dtype, chunk: int | None)
     targets, weights = torch.randint(0, 1000, (300,), generator=generator), torch.rand(300, generator=generator)
     found = []
     for device, kind in (("cpu", torch.float32), (DEVICE, dtype)):
-        read, rows = (part.to(device).requires_grad_() for part in (hidden, matrix))
+        read, rows = (part.clone().to(device).requires_grad_() for part in (hidden, matrix))
         with torch.autocast(device, kind, enabled=kind != torch.float32):
             scores = token_scores(read, rows, targets.to(device), temperature=0.8, chunk=chunk)
         total = (scores.logprobs * weights.to(device)).sum() + 0.1 * scores.log_normaliser.square().sum()
@@ -212,7 +212,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, machine: Machine) -> Non
 @pytest.mark.parametrize("machine", [PLAIN, COMPILED], ids=["plain", "compiled"])
 def test_sharded_over_one_process(machine: Machine, tmp_path: Path) -> None:
     alone, _ = trained(machine)
-    backend = "nccl" if DEVICE == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         sharded, _ = trained(machine, model=parallel.shard(make_model(SHAPE, 0).to(DEVICE)))

@@ -22,6 +22,9 @@ from torch.nn import functional
 from upweight.model.rope import turn
 from upweight.model.tiled_attention import Tile, attend_in_tiles, tiles_of
 
+SMALLEST_FLEX_HEAD = 16
+"""Flex attention on CUDA takes no smaller heads; such toys get an explicit mask."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
@@ -75,7 +78,7 @@ def make_scope(
     turns = torch.view_as_real(rotations)
     if segments is None:
         return Mask(turns)
-    if kind == "cuda":
+    if kind == "cuda" and 2 * rotations.shape[-1] >= SMALLEST_FLEX_HEAD:
         return Mask(turns, blocks=_block_mask(segments, prefixes))
     past = torch.ones(time, time, dtype=torch.bool, device=rotations.device).tril()
     seen = segments[:, :, None] == segments[:, None, :]
@@ -95,8 +98,13 @@ def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Fl
     if scope.blocks is not None:
         out: Tensor = _flex()(query, key, value, block_mask=scope.blocks, enable_gqa=group > 1)
     else:
+        shared = group > 1
+        if shared and qkv.is_cuda and qkv.dtype == torch.float32:
+            # of the kernels for float32, only the one that holds all scores knows shared heads
+            key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
+            shared = False
         out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=scope.seen, is_causal=scope.seen is None, enable_gqa=group > 1
+            query, key, value, attn_mask=scope.seen, is_causal=scope.seen is None, enable_gqa=shared
         )
     return out.transpose(1, 2).flatten(2)
 

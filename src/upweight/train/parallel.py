@@ -39,13 +39,13 @@ def world() -> World:
 
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[World]:
-    """Join the process group that torchrun prepared, if it did: gloo on CPU, nccl on CUDA."""
+    """Join the process group that torchrun prepared, if it did: gloo for what is on CPU, nccl for what is on CUDA."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
         yield world()
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     try:
         yield world()
     finally:

@@ -69,3 +69,12 @@ def test_branches_that_cannot_be() -> None:
         lay(strips, [[1, 0], [2]], follows={1: 0})
     with pytest.raises(ValueError, match="in row 1"):
         lay(strips, [[0, 1], [2]], follows={1: 0, 2: 0})
+
+
+def test_a_row_of_one_sequence_needs_no_mask_and_the_batch_finds_out_when_it_leaves_the_host() -> None:
+    strips = [strip([1, 2, 3], [1.0] * 3), strip([4, 5], [1.0] * 2)]
+    alone, together = lay(strips, [[0], [1]], 4), lay(strips, [[0, 1]], 6)
+    assert alone.attended is alone.segments  # nobody has looked yet
+    assert alone.to("meta").attended is None
+    assert together.to("meta").attended is not None
+    assert alone.to("meta").to("meta").attended is None

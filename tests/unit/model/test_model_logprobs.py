@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from upweight.model import logprobs
 from upweight.model.divergence import CachedTeacher, Direction, LiveTeacher, chunked_kl
 from upweight.model.logprobs import token_logprobs, token_scores, truncate
 
@@ -18,19 +19,26 @@ def problem(count: int = 13, width: int = 8, vocab: int = 11) -> tuple[torch.Ten
     return hidden, unembedding, torch.randint(0, vocab, (count,), generator=generator)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk", [None, 1, 5, 13])
-def test_scores_and_gradients_are_those_of_whole_logits(temperature: float, chunk: int | None) -> None:
+def test_scores_and_gradients_are_those_of_whole_logits(
+    temperature: float, chunk: int | None, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused:  # the functions that are compiled on CUDA, without the compiler
+        monkeypatch.setattr(logprobs, "_fuses", lambda hidden, settings: True)
+        monkeypatch.setattr(logprobs, "_fused_scores", lambda: logprobs._scores_of_logits)
+        monkeypatch.setattr(logprobs, "_fused_gradient", lambda: logprobs._gradient_by_logit)
     hidden, unembedding, targets = problem()
     scores = token_scores(hidden, unembedding, targets, temperature=temperature, chunk=chunk)
     logits = hidden @ unembedding.t() / temperature
     normaliser = logits.logsumexp(-1)
-    logprobs = logits.gather(1, targets[:, None])[:, 0] - normaliser
-    torch.testing.assert_close(scores.logprobs, logprobs)
+    chosen = logits.gather(1, targets[:, None])[:, 0] - normaliser
+    torch.testing.assert_close(scores.logprobs, chosen)
     torch.testing.assert_close(scores.log_normaliser, normaliser)
     weights = torch.linspace(-1, 2, 13)
     ours = (scores.logprobs * weights + 0.1 * scores.log_normaliser.square()).sum()
-    theirs = (logprobs * weights + 0.1 * normaliser.square()).sum()
+    theirs = (chosen * weights + 0.1 * normaliser.square()).sum()
     inputs = (hidden, unembedding)
     for one, other in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

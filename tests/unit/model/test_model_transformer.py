@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from upweight.core.batches import PADDING
 from upweight.core.errors import UserError
-from upweight.model import tiled_attention
+from upweight.model import layers, tiled_attention, transformer
 from upweight.model.cache import Cache
 from upweight.model.config import ModelConfig
 from upweight.model.layers import RmsNorm, swiglu
@@ -192,13 +192,34 @@ def test_recomputing_layers_gives_the_same_gradient() -> None:
     model, read = make_model(config(), 0), tokens(2, 30)
     segments = (torch.arange(30) // 11).expand(2, 30)
     gradients = []
-    for recompute in (False, True):
+    for recompute in (0.0, 0.5, 1.0):
         model.recompute = recompute
         model.zero_grad()
         model(read, None, segments).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     assert len(gradients[0]) == len(list(model.parameters()))
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    for again in gradients[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(gradients[0], again, strict=True))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_the_compiler_reads_is_the_same_function(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the plain form of every part, as it stands in compiled layers and on CUDA, without waiting for the compiler
+    model, read = make_model(config(qk_norm=True), 0), tokens(2, 50)
+    segments = (torch.arange(50) // 17).expand(2, 50) if packed else None
+    found = []
+    for compiled in (False, True):
+        model.compiled = compiled
+        if compiled:
+            monkeypatch.setattr(transformer, "_compiled_layer", lambda: transformer.Block.apply_to)
+            monkeypatch.setattr(layers, "by_hand", lambda x: False)
+        model.zero_grad()
+        hidden = model(read, None, segments)
+        (hidden * torch.linspace(-1, 1, 32)).sum().backward()
+        found.append([hidden.detach(), *(part.grad.clone() for part in model.parameters() if part.grad is not None)])
+    assert len(found[1]) == 1 + len(list(model.parameters()))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
 def test_a_new_rope_base_changes_frequencies_and_config() -> None:

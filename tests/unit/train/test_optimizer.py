@@ -6,6 +6,7 @@ from torch import nn
 
 from upweight.core.errors import UserError
 from upweight.model.transformer import ModelConfig, make_model
+from upweight.train import optimizer as optimizers
 from upweight.train.optimizer import Muon, Optimizer, OptimizerConfig, orthogonalise
 
 
@@ -27,6 +28,20 @@ def test_matrices_of_one_shape_do_not_influence_each_other() -> None:
         assert torch.allclose(together[number], orthogonalise(matrices[number : number + 1])[0], atol=1e-5)
 
 
+def test_a_bound_on_the_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for together in (1 << 28, 300, 1):  # five matrices of 128 entries: all, two, one at a time
+        monkeypatch.setattr(optimizers, "ORTHOGONALISED_AT_ONCE", together)
+        generator = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(16, 8, generator=generator)) for _ in range(5)]
+        for parameter in parameters:
+            parameter.grad = torch.randn(16, 8, generator=generator)
+        Muon(parameters, lr=0.02, momentum=0.95, weight_decay=0.1).step()
+        found.append(torch.stack([parameter.detach() for parameter in parameters]))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
 def test_muon_is_torchs_muon() -> None:
     start = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -34,9 +49,9 @@ def test_muon_is_torchs_muon() -> None:
     pair = [Muon([ours], **options), torch.optim.Muon([theirs], **options)]
     for step in range(3):
         gradient = torch.randn(16, 8, generator=torch.Generator().manual_seed(step + 1))
-        for parameter, optimizer in zip((ours, theirs), pair, strict=True):
+        for parameter, one in zip((ours, theirs), pair, strict=True):
             parameter.grad = gradient.clone()
-            optimizer.step()
+            one.step()
     # torch iterates in bfloat16, which is good to about 1 % of an update of 0.02 sqrt(2) / sqrt(8)
     assert torch.allclose(ours, theirs, atol=2e-3)
     assert not torch.allclose(ours, start, atol=2e-2)
