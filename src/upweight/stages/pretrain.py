@@ -109,6 +109,7 @@ def run(config: Config, work: Work) -> Summary:
         "tokens": loader.consumed,
         "final_loss": None if last is None else last.loss,
         "consumed": loader.ledger(),
+        "accounts": [{**account._asdict(), "tokens": tokens} for account, tokens in loader.accounts().items()],
         "planned": {
             phase.name: {pool: round(share * phase.tokens) for pool, share in phase.mixture.items()}
             for phase in timeline.phases

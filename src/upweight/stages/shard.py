@@ -155,7 +155,9 @@ def _write(
                     if len(heldout[pool]) < config.heldout_most:
                         heldout[pool].append(Document(identifier, text, source))
                 else:
-                    writers[pool].write([*tokens, tokenizer.end_of_text], source=source, document_id=identifier)
+                    writers[pool].write(
+                        [*tokens, tokenizer.end_of_text], source=source, document_id=identifier, tier=tier
+                    )
                     count = counts[pool].setdefault(source, {"documents": 0, "tokens": 0, "bytes": 0})
                     count["documents"] += 1
                     count["tokens"] += len(tokens) + 1
