@@ -12,6 +12,15 @@ from upweight.core.errors import UserError
 from upweight.model.config import ModelConfig
 from upweight.model.rope import RopeScaling
 
+
+class UnsupportedModel(UserError):
+    """A complete config.json of an architecture, or of a variant of one, that model/transformer.py does not compute."""
+
+
+OTHERS = (
+    "Other causal language models of transformers are opened by upweight.model.language_model.load, which is slower"
+)
+
 SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM")
 
 
@@ -20,8 +29,9 @@ def from_hub_config(fields: Mapping[str, Any], *, where: str) -> ModelConfig:
     architectures = fields.get("architectures") or []
     known = [name for name in architectures if name in SUPPORTED]
     if not known:
-        raise UserError(
-            f"{where} is of the architecture {', '.join(architectures) or 'none'}; supported: {', '.join(SUPPORTED)}"
+        raise UnsupportedModel(
+            f"{where} is of the architecture {', '.join(architectures) or 'none'}; supported: {', '.join(SUPPORTED)}. "
+            f"{OTHERS}"
         )
     architecture = known[0]
     _refuse_unsupported(fields, architecture, where)
@@ -97,7 +107,9 @@ def _refuse_unsupported(fields: Mapping[str, Any], architecture: str, where: str
     }
     found = [problem for problem, present in problems.items() if present]
     if found:
-        raise UserError(f"{where} ({architecture}) asks for {' and '.join(found)}, which is not supported")
+        raise UnsupportedModel(
+            f"{where} ({architecture}) asks for {' and '.join(found)}, which is not supported here. {OTHERS}"
+        )
 
 
 def _rope(fields: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
@@ -106,15 +118,15 @@ def _rope(fields: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
     base = float(settings.get("rope_theta", fields.get("rope_theta", 10_000.0)))
     kind = settings.get("rope_type", settings.get("type", "default"))
     if float(settings.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))) != 1.0:
-        raise UserError(f"{where} rotates only a part of each head, which is not supported")
+        raise UnsupportedModel(f"{where} rotates only a part of each head, which is not supported here. {OTHERS}")
     if kind == "default":
         return base, None
     if kind not in ("linear", "llama3", "yarn"):
-        raise UserError(f'{where} scales RoPE by "{kind}"; supported: linear, llama3, yarn')
+        raise UnsupportedModel(f'{where} scales RoPE by "{kind}"; supported: linear, llama3, yarn. {OTHERS}')
     trained_at = settings.get("original_max_position_embeddings", fields.get("max_position_embeddings", 8192))
     attention_factor = settings.get("attention_factor")
     if any(settings.get(name) for name in ("mscale", "mscale_all_dim")) or settings.get("truncate") is False:
-        raise UserError(f"{where} asks for a variant of yarn (mscale, truncate) that is not supported")
+        raise UnsupportedModel(f"{where} asks for a variant of yarn (mscale, truncate) not supported here. {OTHERS}")
     scaling = RopeScaling(
         kind=kind,
         factor=float(settings["factor"]),

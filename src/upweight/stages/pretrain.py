@@ -17,9 +17,9 @@ import torch
 from upweight.core.records import Document
 from upweight.core.work import Estimate, Machine, Summary, Work
 from upweight.model.config import ModelConfig
+from upweight.model.language_model import LanguageModel, fingerprint, load, save
 from upweight.model.logprobs import token_logprobs
-from upweight.model.transformer import Transformer, make_model
-from upweight.model.weights import fingerprint, load, save
+from upweight.model.transformer import make_model
 from upweight.objectives.next_token import NextToken
 from upweight.store.jsonl import read_jsonl
 from upweight.store.shards import Shards
@@ -119,7 +119,7 @@ def run(config: Config, work: Work) -> Summary:
     }
 
 
-def _start(config: Config, work: Work, tokenizer: Tokenizer, timeline: Timeline) -> Transformer:
+def _start(config: Config, work: Work, tokenizer: Tokenizer, timeline: Timeline) -> LanguageModel:
     if "init" in work.inputs:
         return load(work.inputs["init"] / "model")[0]
     model_config = ModelConfig(
@@ -138,7 +138,7 @@ def pools_of(shards: Path) -> Mapping[str, str]:
 
 
 def bits_per_byte(
-    model: Transformer, tokenizer: Tokenizer, heldout: Path, pools: Mapping[str, str], machine: Machine
+    model: LanguageModel, tokenizer: Tokenizer, heldout: Path, pools: Mapping[str, str], machine: Machine
 ) -> dict[str, float]:
     """-log2 p(text) / bytes over the held-out documents of each pool; longer documents are cut at the context."""
     bits: dict[str, float] = defaultdict(float)

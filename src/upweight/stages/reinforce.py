@@ -17,7 +17,7 @@ from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Verifier
 from upweight.core.records import Problem, Rollout
 from upweight.core.work import Estimate, Monitor, Summary, Work
-from upweight.model.weights import fingerprint, load, save
+from upweight.model.language_model import fingerprint, load, save
 from upweight.objectives.grpo import Grpo, RolloutBatch, group_advantages
 from upweight.rollout.local import LocalSampler
 from upweight.store.jsonl import read_jsonl, write_jsonl

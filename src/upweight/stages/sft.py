@@ -8,7 +8,7 @@ from random import Random
 from upweight.core.errors import UserError
 from upweight.core.records import Conversation
 from upweight.core.work import Estimate, Summary, Work
-from upweight.model.weights import fingerprint, load, save
+from upweight.model.language_model import fingerprint, load, save
 from upweight.objectives.next_token import NextToken
 from upweight.store.jsonl import read_jsonl
 from upweight.text.chat import CHATML, encode_turns
