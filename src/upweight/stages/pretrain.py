@@ -121,7 +121,10 @@ def run(config: Config, work: Work) -> Summary:
 
 def _start(config: Config, work: Work, tokenizer: Tokenizer, timeline: Timeline) -> LanguageModel:
     if "init" in work.inputs:
-        return load(work.inputs["init"] / "model")[0]
+        source = work.inputs["init"] / "model"
+        model, shape = load(source)
+        tokenizer.check_fits(shape.vocab_size, str(source))
+        return model
     model_config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         rope_base=timeline.phases[0].rope_base,

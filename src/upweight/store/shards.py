@@ -4,6 +4,7 @@ meta.json        format, vocabulary, counts, names of the sources; written last,
 tokens.bin       all documents one after another, uint16 where the vocabulary fits and uint32 where not
 offsets.bin      int64, documents + 1: where each document begins
 sources.bin      uint16: which group each document is of, a source and its tier; meta.json lists the groups
+trained.bin      uint8, one a token: whether it is to be predicted; empty where every token is
 ids.bin, id_offsets.bin   the documents' ids, UTF-8, and where each begins
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from upweight.core.errors import UserError
 
@@ -37,13 +38,14 @@ class ShardWriter:
 
     Args:
         vocab_size: token ids lie below it.
+        marked: whether each document comes with what is trained of it.
     """
 
-    def __init__(self, directory: Path, *, vocab_size: int) -> None:
+    def __init__(self, directory: Path, *, vocab_size: int, marked: bool = False) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / META).unlink(missing_ok=True)
         self.directory = directory
-        self.vocab_size = vocab_size
+        self.vocab_size, self.marked = vocab_size, marked
         self._dtype = np.dtype(np.uint16 if vocab_size <= SMALL_VOCABULARY else np.uint32)
         self._files = {name: (directory / name).open("wb") for name in _ARRAYS}
         self._files["offsets.bin"].write(np.int64(0).tobytes())
@@ -52,7 +54,15 @@ class ShardWriter:
         self._pending: dict[str, bytearray] = {name: bytearray() for name in _ARRAYS}
         self.documents = self.tokens = self._id_bytes = 0
 
-    def write(self, tokens: Sequence[int], *, source: str, document_id: str, tier: str = "") -> None:
+    def write(
+        self,
+        tokens: Sequence[int],
+        *,
+        source: str,
+        document_id: str,
+        tier: str = "",
+        trained: Sequence[bool] | None = None,
+    ) -> None:
         """Append one document. Raises UserError where it has no token, or one outside the vocabulary."""
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.size == 0:
@@ -62,6 +72,8 @@ class ShardWriter:
                 f"document {document_id} ({source}) holds token {int(ids.max() if ids.min() >= 0 else ids.min())}, but "
                 f"the vocabulary has {self.vocab_size}: encode it with the tokenizer that the shards are for"
             )
+        if (trained is not None) != self.marked or (trained is not None and len(trained) != ids.size):
+            raise ValueError(f"document {document_id}: marks of what is trained go with marked shards, one a token")
         number = self._groups.setdefault(Group(source, tier), len(self._groups))
         if number >= MOST_GROUPS:
             raise UserError(f"more than {MOST_GROUPS} sources in {self.directory}: name sources more coarsely")
@@ -72,6 +84,7 @@ class ShardWriter:
         self._put("tokens.bin", ids.astype(self._dtype).tobytes())
         self._put("offsets.bin", np.int64(self.tokens).tobytes())
         self._put("sources.bin", np.uint16(number).tobytes())
+        self._put("trained.bin", np.asarray(trained or (), dtype=np.uint8).tobytes())
         self._put("ids.bin", name)
         self._put("id_offsets.bin", np.int64(self._id_bytes).tobytes())
 
@@ -95,6 +108,7 @@ class ShardWriter:
             "documents": self.documents,
             "tokens": self.tokens,
             "id_bytes": self._id_bytes,
+            "marked": self.marked,
             "groups": list(self._groups),
         }
         hidden = self.directory / f".{META}.writing"
@@ -140,7 +154,7 @@ class Shards:
         try:
             meta = json.loads(path.read_text())
             form = meta["format"]
-            expected = _sizes(meta)
+            expected = _sizes(meta) if form == FORMAT else {}
             if form == FORMAT and not all(len(group) == len(Group._fields) for group in meta["groups"]):
                 raise ValueError("groups are pairs of a source and a tier")
         except (ValueError, KeyError, TypeError) as error:
@@ -190,6 +204,15 @@ class Shards:
             )
         return tokens
 
+    def trained(self, document: int) -> Bool[np.ndarray, " token"]:
+        """Whether each token of one document is to be predicted; only of marked shards."""
+        first, last = self._span(document)
+        return np.asarray(self._arrays["trained.bin"][first:last], dtype=bool)
+
+    def lengths(self) -> Int64[np.ndarray, " document"]:
+        """Tokens of every document."""
+        return np.diff(self._arrays["offsets.bin"])
+
     def group(self, document: int) -> Group:
         """The source and the tier of one document."""
         number = int(self._arrays["sources.bin"][document])
@@ -211,8 +234,7 @@ class Shards:
 
     def tokens_by_source(self) -> dict[str, int]:
         """Tokens of each source."""
-        lengths = np.diff(self._arrays["offsets.bin"])
-        totals = np.bincount(self._arrays["sources.bin"], weights=lengths, minlength=len(self.groups))
+        totals = np.bincount(self._arrays["sources.bin"], weights=self.lengths(), minlength=len(self.groups))
         by_source = dict.fromkeys(self.sources, 0)
         for group, total in zip(self.groups, totals, strict=True):
             by_source[group.source] += int(total)
@@ -230,12 +252,13 @@ class Shards:
         return first, last
 
 
-_ARRAYS = ("tokens.bin", "offsets.bin", "sources.bin", "ids.bin", "id_offsets.bin")
+_ARRAYS = ("tokens.bin", "offsets.bin", "sources.bin", "ids.bin", "id_offsets.bin", "trained.bin")
 
 
 def _sizes(meta: dict[str, Any]) -> dict[str, tuple[np.dtype[Any], int]]:
     documents = meta["documents"]
     token = np.uint16 if meta["vocab_size"] <= SMALL_VOCABULARY else np.uint32
-    counts = (meta["tokens"], documents + 1, documents, meta["id_bytes"], documents + 1)
-    kinds = (token, np.int64, np.uint16, np.uint8, np.int64)
+    marks = meta["tokens"] if meta["marked"] else 0
+    counts = (meta["tokens"], documents + 1, documents, meta["id_bytes"], documents + 1, marks)
+    kinds = (token, np.int64, np.uint16, np.uint8, np.int64, np.uint8)
     return {name: (np.dtype(kind), int(n)) for name, kind, n in zip(_ARRAYS, kinds, counts, strict=True)}

@@ -206,17 +206,18 @@ class _Sums:
 
 
 def _enter(policy: nn.Module, setting: Setting) -> None:
-    """Take on the phase's RoPE base and context where the model has them (ABF)."""
+    """Take on the phase's RoPE base (ABF) and its context, where the model has them."""
     adapt: Any = getattr(policy, "set_rope_base", None)
-    if adapt is None or not setting.rope_base:
+    if adapt is None:
         return
     shape: Any = getattr(policy, "config", None)
     if shape is None:
-        adapt(setting.rope_base)
+        if setting.rope_base:
+            adapt(setting.rope_base)
         return
-    longest = max(setting.context, shape.max_context)
-    if shape.rope_base != setting.rope_base or shape.max_context != longest:
-        adapt(setting.rope_base, max_context=longest)
+    base, longest = setting.rope_base or shape.rope_base, max(setting.context, shape.max_context)
+    if (shape.rope_base, shape.max_context) != (base, longest):
+        adapt(base, max_context=longest)
 
 
 def _precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:

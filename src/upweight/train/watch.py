@@ -7,7 +7,7 @@ from upweight.train.trainer import StepReport
 
 
 def watched(
-    reports: Iterator[StepReport], monitor: Monitor, label: str, *, total: float, unit: str, done: float = 0
+    reports: Iterator[StepReport], monitor: Monitor, label: str, *, total: float | int, unit: str, done: float | int = 0
 ) -> Iterator[StepReport]:
     """Pass `reports` through, showing and recording each.
 

@@ -93,13 +93,19 @@ def test_a_report() -> None:
 def test_rope_base_and_context_follow_the_phases() -> None:
     model = make_model(SHAPE, 0)
     timeline = Timeline(
-        [Phase("a", 1, 0.1, 0.1, {}, 64, 1e4), Phase("b", 1, 0.1, 0.1, {}, 8192, 5e5), Phase("c", 1, 0.1, 0.1)]
+        [
+            Phase("a", 1, 0.1, 0.1, {}, 64, 1e4),
+            Phase("b", 1, 0.1, 0.1, {}, 8192, 5e5),
+            Phase("c", 1, 0.1, 0.1),
+            Phase("d", 1, 0.1, 0.1, {}, 9000),
+        ]
     )
     bases = [
         (model.config.rope_base, model.config.max_context)
         for _ in train(model, objective=NextToken(), loader=Fixed(), timeline=timeline)
     ]
-    assert bases == [(1e4, 4096), (5e5, 8192), (5e5, 8192)]  # base 0 leaves the model's own
+    # base 0 leaves the model's own; a longer context is what the checkpoint stands for from then on
+    assert bases == [(1e4, 4096), (5e5, 8192), (5e5, 8192), (5e5, 9000)]
 
 
 def test_a_policy_without_rope_is_trained_too() -> None:
