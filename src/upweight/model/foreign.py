@@ -143,6 +143,7 @@ class ForeignModel(nn.Module):
         segments: Int[Tensor, "row time"] | None = None,
         cache: TokenCache | None = None,
         *,
+        prefixes: Int[Tensor, "row time"] | None = None,
         rows: Sequence[int] | None = None,
         counts: Sequence[int] | None = None,
     ) -> Float[Tensor, "row time width"]:
@@ -152,20 +153,16 @@ class ForeignModel(nn.Module):
                 return self._extend(tokens, cache, rows, counts)
         if segments is None:
             return self._hidden(tokens, None)
-        real = segments != PADDING
-        places = real.flatten().nonzero()[:, 0]
-        places = places[segments.flatten()[places].argsort(stable=True)]
-        _, lengths = segments[real].unique(return_counts=True)
-        longest = int(lengths.max()) if len(lengths) else 1
-        mask = torch.arange(longest, device=tokens.device) < lengths[:, None]
-        apart = tokens.new_zeros(mask.shape).masked_scatter(mask, tokens.flatten()[places])
-        if not len(apart):  # nothing but padding: one token, so that processes that share the model stay in step
-            apart, mask = tokens[:1, :1], torch.ones(1, 1, dtype=torch.bool, device=tokens.device)
-            hidden = self._hidden(apart, mask) * 0
-            return hidden.expand(*tokens.shape, -1)
-        hidden = self._hidden(apart, mask)
+        places, before = _apart(segments, prefixes)
+        lengths = torch.tensor([len(place) for place in places], device=tokens.device)
+        columns = torch.arange(int(lengths.max()), device=tokens.device)
+        mask = columns < lengths[:, None]
+        read = tokens.flatten()[torch.cat(places)]
+        hidden = self._hidden(tokens.new_zeros(mask.shape).masked_scatter(mask, read), mask)
+        own = mask & (columns >= torch.tensor(before, device=tokens.device)[:, None])
+        back = torch.cat([place[count:] for place, count in zip(places, before, strict=True)])
         packed = hidden.new_zeros(tokens.numel(), hidden.shape[-1])
-        return packed.index_copy(0, places, hidden[mask]).view(*tokens.shape, -1)
+        return packed.index_copy(0, back, hidden[own]).view(*tokens.shape, -1)
 
     def logits(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocab"]:
         """The logits of some hidden states."""
@@ -204,6 +201,28 @@ class ForeignModel(nn.Module):
         places = first[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         places = places.clamp(max=hidden.shape[1] - 1)[:, :, None].expand(-1, -1, hidden.shape[-1])
         return hidden.gather(1, places)
+
+
+def _apart(segments: Tensor, prefixes: Tensor | None) -> tuple[list[Tensor], list[int]]:
+    """The flat places of each segment, behind those of the segment that it continues, and how many these are.
+
+    A batch of nothing but padding reads its first place, so that processes that share a model stay in step.
+    """
+    flat = segments.flatten()
+    real = (flat != PADDING).nonzero()[:, 0]
+    order = real[flat[real].argsort(stable=True)]
+    numbers, counts = flat[order].unique_consecutive(return_counts=True)
+    by_segment = dict(zip(numbers.tolist(), order.split(counts.tolist()), strict=True))
+    if not by_segment:
+        return [torch.zeros(1, dtype=torch.long, device=flat.device)], [0]
+    continued = {} if prefixes is None else {s: int(prefixes.flatten()[p[0]]) for s, p in by_segment.items()}
+    places, before = [], []
+    for segment, own in by_segment.items():
+        prefix = continued.get(segment, segment)
+        shared = own[:0] if prefix == segment else by_segment[prefix]
+        places.append(torch.cat((shared, own)))
+        before.append(len(shared))
+    return places, before
 
 
 def load_foreign(

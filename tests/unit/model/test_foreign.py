@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from upweight.core.errors import UserError
-from upweight.core.packing import lay, pack, strip
+from upweight.core.packing import branches, lay, pack, strip
 from upweight.core.protocols import Limits
 from upweight.model import language_model, weights
 from upweight.model.foreign import ForeignModel
@@ -108,6 +108,20 @@ def test_packing_changes_nothing(tmp_path: Path, name: str) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][1] == 8 + 2 + 13 + 0 + 5
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-4)
+
+
+def test_a_shared_prompt_is_read_by_all_that_continue_it(tmp_path: Path) -> None:
+    model = opened(tmp_path, gpt2)
+    prompt, answers = [5, 6, 7], [[8, 9], [10], [11, 12, 13]]
+    strips = branches(prompt, [(answer, [1.0] * len(answer)) for answer in answers])
+    batch = lay(strips, [[0, 1, 2, 3]], 14, follows={1: 0, 2: 0, 3: 0})
+    with torch.no_grad():
+        hidden = model(batch.tokens, batch.positions, batch.segments, prefixes=batch.prefixes)
+        for number, answer in enumerate(answers, start=1):
+            alone = model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 :]
+            torch.testing.assert_close(hidden[batch.segments == number], alone, rtol=0, atol=1e-5)
+        padding = torch.full((1, 4), -1)
+        assert model(batch.tokens[:, :4], None, padding).shape == (1, 4, 32)
 
 
 def test_sampled_logprobs_are_the_trainers(tmp_path: Path) -> None:
