@@ -101,7 +101,9 @@ def run(config: Config, work: Work) -> Summary:
         dtype=config.dtype,
     )
     first, last = None, None
-    for report in watched(reports, work.monitor, "distill", total=loader.steps, unit="steps"):
+    for report in watched(
+        reports, work.monitor, "distill", total=loader.steps, unit="steps", machine=work.machine, dtype=config.dtype
+    ):
         first, last = first or report, report
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")

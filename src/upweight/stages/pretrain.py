@@ -98,7 +98,15 @@ def run(config: Config, work: Work) -> Summary:
         dtype=config.dtype,
     )
     steps, last = 0, None
-    for last in watched(reports, work.monitor, "pretrain", total=timeline.tokens, unit="tokens"):
+    for last in watched(
+        reports,
+        work.monitor,
+        "pretrain",
+        total=timeline.tokens,
+        unit="tokens",
+        machine=work.machine,
+        dtype=config.dtype,
+    ):
         steps = last.step
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")

@@ -191,7 +191,15 @@ def run(config: Config, work: Work) -> Summary:
             dtype=config.dtype,
         )
         mismatch = 0.0
-        for report in watched(reports, work.monitor, "reinforce", total=config.steps, unit="steps"):
+        for report in watched(
+            reports,
+            work.monitor,
+            "reinforce",
+            total=config.steps,
+            unit="steps",
+            machine=work.machine,
+            dtype=config.dtype,
+        ):
             mismatch = max(mismatch, report.terms.get("logprob_difference", 0.0))
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")

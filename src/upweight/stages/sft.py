@@ -114,7 +114,9 @@ def run(config: Config, work: Work) -> Summary:
         dtype=config.dtype,
     )
     first = last = None
-    for report in watched(reports, work.monitor, "sft", total=loader.steps, unit="steps"):
+    for report in watched(
+        reports, work.monitor, "sft", total=loader.steps, unit="steps", machine=work.machine, dtype=config.dtype
+    ):
         first, last = first or report, report
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")

@@ -148,6 +148,13 @@ class MixtureLoader(Loader):
             "whole_documents": self.whole_documents,
         }
 
+    def shares(self) -> Mapping[str, float]:
+        """The share of each pool in the last step's tokens."""
+        tokens = Counter[str]()
+        for piece in self._last:
+            tokens[piece.pool] += piece.length
+        return {pool: tokens[pool] / tokens.total() for pool in sorted(self.pools)} if tokens else {}
+
     def documents(self) -> Sequence[str]:
         return [self.pools[piece.pool].document_id(piece.document) for piece in self._last]
 

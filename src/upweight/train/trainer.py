@@ -14,7 +14,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ class StepReport:
         terms: the objective's named terms, each divided by its own weight, and its maxima.
         gradient_norm: before clipping.
         tokens: that were read, padding not counted.
+        flops: operations that the tokens take forwards and backwards; 0 where the policy's config does not say.
+        shares: of each source in the tokens, where the loader mixes several.
     """
 
     step: int
@@ -63,6 +65,8 @@ class StepReport:
     gradient_norm: float
     tokens: int
     seconds: float
+    flops: float = 0.0
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def skipped(self) -> bool:
@@ -160,6 +164,8 @@ def train(
             gradient_norm=norm,
             tokens=total.tokens,
             seconds=time.perf_counter() - started,
+            flops=_flops(policy, setting, total.tokens),
+            shares=loader.shares(),
         )
         if saved is not None and (step % saved.config.every_steps == 0 or loader.consumed >= timeline.tokens):
             saved.write(policy, updater, loader=loader.state(), counters={"step": step})
@@ -218,6 +224,12 @@ def _enter(policy: nn.Module, setting: Setting) -> None:
     base, longest = setting.rope_base or shape.rope_base, max(setting.context, shape.max_context)
     if (shape.rope_base, shape.max_context) != (base, longest):
         adapt(base, max_context=longest)
+
+
+def _flops(policy: nn.Module, setting: Setting, tokens: int) -> float:
+    """The backward pass takes twice as much as the forward pass."""
+    forwards: Any = getattr(getattr(policy, "config", None), "flops_per_token", None)
+    return 0.0 if forwards is None else 3.0 * tokens * float(forwards(setting.context))
 
 
 def _precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
