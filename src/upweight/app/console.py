@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from upweight.app.trackers import Trackers
 from upweight.core.work import Bar, Monitor
 
 METRICS = "metrics.jsonl"
@@ -36,15 +37,22 @@ class ConsoleMonitor(Monitor):
             `seconds_between_lines` for each piece of work.
         out: the directory of the artifact.
         step: the name to print before each line.
+        trackers: where recorded rows go besides metrics.jsonl.
     """
 
     def __init__(
-        self, console: Console, out: Path, step: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES
+        self,
+        console: Console,
+        out: Path,
+        step: str,
+        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+        trackers: Trackers | None = None,
     ) -> None:
         self.console = console
         self.step = step
         self.seconds_between_lines = seconds_between_lines
         self.out = out
+        self.trackers = trackers
         self.earlier_seconds, self.attempts = _spent(out / SPENT)
         self._began = time.monotonic()
         self._beat_at = -math.inf
@@ -92,6 +100,8 @@ class ConsoleMonitor(Monitor):
             self._metrics = _opened(self.out / METRICS)
         self._metrics.write(json.dumps(metrics, default=float) + "\n")
         self._metrics.flush()
+        if self.trackers is not None:
+            self.trackers.log(metrics)
         self.beat()
 
     def say(self, line: str) -> None:
@@ -110,6 +120,8 @@ class ConsoleMonitor(Monitor):
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+        if self.trackers is not None:
+            self.trackers.close()
 
 
 class _Pace:

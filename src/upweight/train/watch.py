@@ -46,11 +46,11 @@ def watched(
                 gradient_norm=report.gradient_norm,
                 tokens=report.tokens,
                 seconds=report.seconds,
+                **report.terms,
                 tokens_per_second=report.tokens / report.seconds,
                 peak_memory_bytes=_peak_memory(machine),
                 **_utilisation(report, machine, dtype),
                 **{f"share/{source}": share for source, share in report.shares.items()},
-                **report.terms,
             )
             yield report
 
