@@ -170,10 +170,10 @@ def bits_per_byte(
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Training reads each token forwards and backwards: three times the forward pass."""
-    shape = ModelConfig(vocab_size=1024, **dataclasses.asdict(config.shape))
+    shape = ModelConfig(vocab_size=inputs["shards"].vocabulary, **dataclasses.asdict(config.shape))
     flops = sum(3 * phase.tokens * shape.flops_per_token(phase.context) for phase in config.phases)
     parameters = shape.parameter_count()
-    activations = config.microbatch_tokens * (shape.layers * (14 * shape.width + 3 * shape.ffn) + 1024) * 4
+    activations = config.microbatch_tokens * (shape.layers * (14 * shape.width + 3 * shape.ffn) + shape.width) * 4
     return Estimate(
         tokens=sum(phase.tokens for phase in config.phases),
         flops=flops,

@@ -176,4 +176,6 @@ def _write(
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Tokens at about three bytes each; tokenizing reads about 2 MB a second and core."""
     size = inputs["documents"].disk_bytes
-    return Estimate(tokens=size / 3, disk_bytes=size, seconds=size / 2e6, memory_bytes=5e8)
+    return Estimate(
+        tokens=size / 3, disk_bytes=size, seconds=size / 2e6, memory_bytes=5e8, vocabulary=config.vocabulary
+    )
