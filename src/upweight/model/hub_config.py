@@ -27,6 +27,8 @@ SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Mistra
 def from_hub_config(fields: Mapping[str, Any], *, where: str) -> ModelConfig:
     """The config that `fields` (a parsed config.json) describes; UserError names what is not supported."""
     architectures = fields.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise UserError(f"{where} is no model's config: its architectures are {architectures!r}, not a list")
     known = [name for name in architectures if name in SUPPORTED]
     if not known:
         raise UnsupportedModel(
@@ -34,8 +36,8 @@ def from_hub_config(fields: Mapping[str, Any], *, where: str) -> ModelConfig:
             f"{OTHERS}"
         )
     architecture = known[0]
-    _refuse_unsupported(fields, architecture, where)
     try:
+        _refuse_unsupported(fields, architecture, where)
         heads = int(fields["num_attention_heads"])
         base, scaling = _rope(fields, where)
         return ModelConfig(
@@ -58,6 +60,8 @@ def from_hub_config(fields: Mapping[str, Any], *, where: str) -> ModelConfig:
         raise UserError(
             f"{where} lacks the field {error.args[0]}: it is no complete config of {architecture}"
         ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where} has a field of the wrong kind ({error}): no config of {architecture}") from error
 
 
 def to_hub_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def read_config(path: str | Path) -> ModelConfig:
         fields = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not readable as JSON ({error}): is {path} a model directory?") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{file} is no model's config: it holds no JSON object")
     return from_hub_config(fields, where=str(file))
 
 
@@ -136,7 +138,7 @@ class _Stored(Mapping[str, Tensor]):
 def _shard_names(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged ({error}): copy or download it again") from error
 
 
@@ -145,7 +147,15 @@ def from_hub_names(
 ) -> dict[str, Tensor]:
     """Our state dict from theirs. Raises UserError for a tensor that is missing, misshaped or left over."""
     reader = _Reader(stored, config)
-    state = {name: reader.read(name).to(dtype).contiguous() for name in wanted}
+    state: dict[str, Tensor] = {}
+    for name in wanted:
+        tensor = reader.read(name)
+        if not tensor.is_floating_point():
+            raise UserError(
+                f"the weights of {name} are stored as {str(tensor.dtype).removeprefix('torch.')}, not as "
+                "floating-point numbers: they are quantized or damaged, save the model in full precision first"
+            )
+        state[name] = tensor.to(dtype).contiguous()
     for name, tensor in state.items():
         if tensor.shape != wanted[name]:
             raise UserError(

@@ -132,7 +132,11 @@ class Tokenizer:
             template = (directory / _TEMPLATE_NAME).read_text()
         end = _end_of_text(backend, special)
         if end is None:
-            raise UserError(f"{directory} names no token that ends a text: set eos_token in tokenizer_config.json")
+            eos = special.get("eos_token")
+            lacks = f" (its eos_token {eos} is not in the vocabulary)" if eos else ""
+            raise UserError(
+                f"{directory} names no token that ends a text{lacks}: set eos_token in tokenizer_config.json"
+            )
         return cls(backend, end_of_text=end, chat_template=template, special_tokens=special)
 
     def save(self, path: str | Path) -> None:

@@ -134,6 +134,10 @@ class PackedLoader(Loader):
     def consumed(self) -> int:
         return self._state.steps
 
+    @property
+    def vocab_size(self) -> int:
+        return self.items.shards.vocab_size if isinstance(self.items, EncodedShards) else 0
+
     def state(self) -> dict[str, Any]:
         return dataclasses.asdict(self._state)
 

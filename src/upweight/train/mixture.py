@@ -125,6 +125,10 @@ class MixtureLoader(Loader):
     def consumed(self) -> int:
         return self._state.consumed
 
+    @property
+    def vocab_size(self) -> int:
+        return max(pool.vocab_size for pool in self.pools.values())
+
     def state(self) -> dict[str, Any]:
         return {
             "consumed": self._state.consumed,

@@ -99,6 +99,18 @@ def train(
         dtype: of the matrix products; weights and optimizer stay as they are. "bfloat16" uses autocast.
 
     Raises NonFiniteLoss, naming the step, its documents and the last good checkpoint, before any weight is touched.
+
+    Example, from token shards to a directory that transformers opens::
+
+        timeline = wsd(warmup=10**6, stable=10**8, decay=10**7, peak_lr=0.02, mixture={"web": 1.0}, context=1024)
+        model = make_model(ModelConfig(vocab_size=32_768, width=512, layers=8, heads=8, kv_heads=2, ffn=1536), seed=0)
+        loader = MixtureLoader(
+            {"web": Shards.open(Path("shards/web"))}, timeline, seed=0, batch_tokens=65_536, microbatch_tokens=8192
+        )
+        keep = CheckpointConfig(Path("checkpoints"), every_steps=100)
+        for report in train(model, objective=NextToken(), loader=loader, timeline=timeline, checkpoint=keep):
+            print(report.step, report.phase, report.loss)
+        save(model, "model")
     """
     machine = machine or Machine()
     device = torch.device(machine.device)
@@ -108,6 +120,7 @@ def train(
     place, sharded = parallel.world(), parallel.is_sharded(policy)
     if not sharded:
         policy.to(device)
+    _check_vocabulary(policy, loader)
     config = optimizer or OptimizerConfig()
     updater = Optimizer(policy, config)
     step = 0
@@ -224,6 +237,16 @@ def _enter(policy: nn.Module, setting: Setting) -> None:
     base, longest = setting.rope_base or shape.rope_base, max(setting.context, shape.max_context)
     if (shape.rope_base, shape.max_context) != (base, longest):
         adapt(base, max_context=longest)
+
+
+def _check_vocabulary(policy: nn.Module, loader: Loader) -> None:
+    """Raises UserError where some of the loader's tokens have no embedding."""
+    known = getattr(getattr(policy, "config", None), "vocab_size", None)
+    if known is not None and loader.vocab_size > known:
+        raise UserError(
+            f"the data has {loader.vocab_size:,} tokens, but the model has embeddings for {known:,}: use the tokenizer "
+            "that the model was trained with to encode it, or a model of a larger vocabulary"
+        )
 
 
 def _flops(policy: nn.Module, setting: Setting, tokens: int) -> float:

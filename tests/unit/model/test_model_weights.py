@@ -138,6 +138,31 @@ def test_what_is_not_understood_is_refused(directory: Path, changes: dict[str, o
         weights.load(directory)
 
 
+@pytest.mark.parametrize("config", ["[]", '{"architectures": "LlamaForCausalLM"}'])
+def test_what_is_no_config_is_refused(directory: Path, config: str) -> None:
+    (directory / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"config\.json is no model's config"):
+        weights.load(directory)
+
+
+def test_a_field_of_the_wrong_kind_is_refused(directory: Path) -> None:
+    edit_config(directory, num_attention_heads="four")
+    with pytest.raises(UserError, match=r"a field of the wrong kind .*'four'"):
+        weights.load(directory)
+
+
+def test_whole_numbers_are_no_weights(directory: Path) -> None:
+    edit_weights(directory, **{"model.norm.weight": torch.ones(16, dtype=torch.int32)})
+    with pytest.raises(UserError, match=r"norm\.weight are stored as int32"):
+        weights.load(directory)
+
+
+def test_a_damaged_index_is_refused(directory: Path) -> None:
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
+    with pytest.raises(UserError, match=r"index\.json is damaged"):
+        weights.load(directory)
+
+
 def test_a_missing_field_is_named(directory: Path) -> None:
     file = directory / "config.json"
     fields = json.loads(file.read_text())
