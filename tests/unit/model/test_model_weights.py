@@ -198,6 +198,28 @@ def test_the_rope_of_earlier_versions_is_read() -> None:
     assert config.rope_scaling == RopeScaling("llama3", 32.0, original_context=8192)
 
 
+def test_nanbeige4_is_a_llama_that_is_read() -> None:
+    fields = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "intermediate_size": 10_496,
+        "vocab_size": 166_144,
+        "max_position_embeddings": 65_536,
+        "rope_theta": 70_000_000,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+    config = from_hub_config(fields, where="config.json")
+    # 2 166,144 2560 for both embeddings; a layer: 2560 128 (20 + 8 + 20) + 3 2560 10,496 + 2 2560; the last norm
+    layer = 2560 * 128 * 48 + 3 * 2560 * 10_496 + 2 * 2560
+    assert config.parameter_count() == 2 * 166_144 * 2560 + 32 * layer + 2560 == 3_933_637_120
+    assert (config.head_size, config.rope_base, config.tied) == (128, 7e7, False)
+
+
 def test_biases_and_norms_together_have_no_name() -> None:
     shape = ModelConfig(vocab_size=29, width=16, layers=1, heads=2, kv_heads=2, ffn=24, qkv_bias=True, qk_norm=True)
     with pytest.raises(UserError, match="drop one"):
