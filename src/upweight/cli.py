@@ -53,6 +53,7 @@ def run(
     hardware: OmitArgPrefixes[Hardware],
     rebuild: UseAppendAction[tuple[str, ...]] = (),
     until: str | None = None,
+    track: UseAppendAction[tuple[str, ...]] = (),
     dry_run: bool = False,
 ) -> None:
     """Run a recipe: build each step that is missing, skip what is complete, continue what was interrupted.
@@ -63,6 +64,8 @@ def run(
     Args:
         rebuild: Build this step anew, and everything that depends on it. May be given several times.
         until: Stop after this step.
+        track: Send the metrics of every training step there as well: tensorboard, trackio, wandb, wandb-offline. May
+            be given several times. metrics.jsonl is always written.
         dry_run: Say what would be done, and do nothing.
     """
     from upweight.app.runner import run as run_recipe
@@ -72,7 +75,7 @@ def run(
     if dry_run:
         print_intended(recipe, choice.root, rebuild=rebuild, until=until)
     else:
-        run_recipe(recipe, choice.root, machine=_machine(hardware), rebuild=rebuild, until=until)
+        run_recipe(recipe, choice.root, machine=_machine(hardware), rebuild=rebuild, until=until, track=track)
 
 
 @app.command

@@ -10,19 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from objective_cases import Case, OneStep, all_objectives, cases, difference, one_step
+from objective_cases import VOCABULARY, Case, OneStep, all_objectives, cases, difference, one_step
 
+from upweight.model.transformer import ModelConfig, make_model
+from upweight.objectives.next_token import NextToken
+from upweight.store.shards import Shards, ShardWriter
 from upweight.train import parallel
 from upweight.train.checkpoint import CheckpointConfig
-from upweight.train.timeline import constant
+from upweight.train.loader import MixtureLoader
+from upweight.train.optimizer import OptimizerConfig
+from upweight.train.timeline import constant, wsd
 from upweight.train.trainer import StepReport, train
 
 CASES = cases()
 TOLERANCE = 2e-5
 """fp32: weights move by up to 1, sums are over some hundred terms."""
+SHAPE = ModelConfig(vocab_size=VOCABULARY, width=32, layers=2, heads=4, kv_heads=2, ffn=64)
 TWO_STEPS = constant(total=2, lr=0.02)
 
 
@@ -59,6 +66,38 @@ def test_the_cut_does_not_matter(case: Case, whole: tuple[object, dict[str, torc
     assert report.weight == expected.weight  # type: ignore[attr-defined]
     assert report.terms == pytest.approx(expected.terms, rel=1e-4, abs=1e-6)  # type: ignore[attr-defined]
     assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-4)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_accumulation_does_not_matter_over_a_whole_run(tmp_path: Path, kind: Literal["adamw", "muon"]) -> None:
+    random = np.random.default_rng(0)
+    writer = ShardWriter(tmp_path / "p", vocab_size=VOCABULARY)
+    for number in range(120):
+        length = int(random.choice([3, 7, 20, 60, 150]))  # unequal, some longer than a row
+        writer.write(random.integers(0, VOCABULARY, length).tolist(), source="s", document_id=str(number))
+    writer.close()
+    timeline = wsd(warmup=512, stable=2048, decay=1024, peak_lr=0.01, mixture={"p": 1.0}, context=64)
+
+    def run(microbatches: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+        model = make_model(SHAPE, 0)
+        loader = MixtureLoader(
+            {"p": Shards.open(tmp_path / "p")},
+            timeline,
+            seed=0,
+            batch_tokens=512,
+            microbatch_tokens=512 // microbatches,
+        )
+        options = OptimizerConfig(kind=kind, weight_decay=0.1)
+        steps = train(model, objective=NextToken(), loader=loader, timeline=timeline, optimizer=options)
+        return [report.loss for report in steps], model.state_dict()
+
+    losses, weights = run(1)
+    assert len(losses) == 7
+    assert difference(make_model(SHAPE, 0).state_dict(), weights) > 0.01
+    for microbatches in (2, 8):
+        other_losses, other_weights = run(microbatches)
+        assert other_losses == pytest.approx(losses, rel=1e-5)
+        assert difference(weights, other_weights) < 1e-5
 
 
 def process(rank: int, size: int, port: int, folder: str) -> None:

@@ -15,7 +15,7 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
 from upweight.core.work import Machine
-from upweight.model.weights import load
+from upweight.model.language_model import load
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
 

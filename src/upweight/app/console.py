@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from upweight.app.trackers import Trackers
 from upweight.core.work import Bar, Monitor
 
 METRICS = "metrics.jsonl"
@@ -21,6 +22,7 @@ SPENT = ".spent.json"
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BEATS = 2.0
 RATE_WINDOW_SECONDS = 30.0
+LONG_DAYS = 1000
 NARROW: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "pad_edge": False, "header_style": "underline"}
 """How tables are drawn: without lines, so that a plan fits 80 columns."""
 
@@ -36,15 +38,22 @@ class ConsoleMonitor(Monitor):
             `seconds_between_lines` for each piece of work.
         out: the directory of the artifact.
         step: the name to print before each line.
+        trackers: where recorded rows go besides metrics.jsonl.
     """
 
     def __init__(
-        self, console: Console, out: Path, step: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES
+        self,
+        console: Console,
+        out: Path,
+        step: str,
+        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+        trackers: Trackers | None = None,
     ) -> None:
         self.console = console
         self.step = step
         self.seconds_between_lines = seconds_between_lines
         self.out = out
+        self.trackers = trackers
         self.earlier_seconds, self.attempts = _spent(out / SPENT)
         self._began = time.monotonic()
         self._beat_at = -math.inf
@@ -92,6 +101,8 @@ class ConsoleMonitor(Monitor):
             self._metrics = _opened(self.out / METRICS)
         self._metrics.write(json.dumps(metrics, default=float) + "\n")
         self._metrics.flush()
+        if self.trackers is not None:
+            self.trackers.log(metrics)
         self.beat()
 
     def say(self, line: str) -> None:
@@ -110,6 +121,8 @@ class ConsoleMonitor(Monitor):
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+        if self.trackers is not None:
+            self.trackers.close()
 
 
 class _Pace:
@@ -258,7 +271,7 @@ def _spent(path: Path) -> tuple[float, int]:
 
 
 def duration(seconds: float | int) -> str:
-    """Seconds as a person says them: 0.4s, 12s, 3m05s, 2h10m, 3d04h."""
+    """Seconds as a person says them: 0.4s, 12s, 3m05s, 2h10m, 3d04h, 12.5y."""
     if seconds < 10:
         return f"{seconds:.1f}s"
     if seconds < 60:
@@ -267,12 +280,23 @@ def duration(seconds: float | int) -> str:
         return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
     if seconds < 48 * 3600:
         return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
+    if seconds >= LONG_DAYS * 86400:
+        return f"{count(seconds / 86400 / 365.25)}y"
     return f"{int(seconds // 86400):,}d{int(seconds % 86400 // 3600):02d}h"
 
 
 def count(value: float | int) -> str:
     """A count in three digits: 950, 21.5k, 4.00M, 6.5T."""
-    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in (
+        (1e24, "Y"),
+        (1e21, "Z"),
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.0f}" if abs(value) >= 10 or float(value).is_integer() else f"{value:.2g}"

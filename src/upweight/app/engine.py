@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ import torch
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits
-from upweight.model.cache import Cache
-from upweight.model.transformer import Transformer
+from upweight.model.language_model import LanguageModel
 from upweight.rollout.local import draw
 from upweight.text.tokenizer import Tokenizer
 
@@ -119,14 +118,13 @@ class Engine:
         capacity: tokens of prompt and answer together; 0 takes the model's context. Memory is taken for all rows.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, rows: int = 1, capacity: int = 0) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, *, rows: int = 1, capacity: int = 0) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         context = model.config.max_context
         self.capacity = min(capacity, context) if capacity else context
-        weight = model.embedding.weight
-        self._device = weight.device
-        self._cache = Cache(model.config, rows=rows, capacity=self.capacity, device=weight.device, dtype=weight.dtype)
+        self._device = model.device
+        self._cache: Any = model.new_cache(rows=rows, capacity=self.capacity)
         self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._active: list[Request] = []
         self._closed = False

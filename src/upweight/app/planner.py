@@ -7,8 +7,6 @@ that training and sampling reach here, since attention, norms, the optimizer and
 idle; a measured constant, set against actual times in every report.
 """
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -20,12 +18,9 @@ from upweight.app.console import NARROW, count, duration, size
 from upweight.app.environment import resident_memory_bytes
 from upweight.app.recipe import Recipe
 from upweight.core.work import Estimate, Machine
+from upweight.train.speed import peak_flops_per_second
 
 ATTAINED = 0.5
-MEASURED_SECONDS = 0.25
-ROWS = 4096
-PRODUCTS = 8
-NARROWEST, WIDEST = 64, 4096
 PARAMETERS_A_WIDTH_SQUARED = 48
 """A transformer of width w and 4 layers has about 12 x 4 x w^2 parameters, which gives the width for a count."""
 
@@ -41,44 +36,20 @@ class Planned:
 
 
 class Speed:
-    """Matrix products of this machine, measured once for each width that is asked for."""
+    """How fast this machine computes, by the size of the model."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self._measured: dict[int, float] = {}
 
     def flops_per_second(self, parameters: float | int) -> float:
         """The speed at the width of a model of so many parameters."""
-        width = 2 ** round(math.log2(max(NARROWEST, min(WIDEST, (parameters / PARAMETERS_A_WIDTH_SQUARED) ** 0.5))))
-        if width not in self._measured:
-            self._measured[width] = _matmul_speed(width, self.machine)
-        return self._measured[width]
+        dtype = "float32" if torch.device(self.machine.device).type == "cpu" else "bfloat16"
+        return peak_flops_per_second((parameters / PARAMETERS_A_WIDTH_SQUARED) ** 0.5, self.machine.device, dtype)
 
     def seconds(self, estimate: Estimate) -> float:
         """How long work of this cost takes here."""
         computing = estimate.flops / (ATTAINED * self.flops_per_second(estimate.parameters)) if estimate.flops else 0.0
         return computing + estimate.seconds
-
-
-def _matmul_speed(width: int, machine: Machine) -> float:
-    """Operations a second of [ROWS width] x [width 4 width], the largest product of a layer, the best of several.
-
-    On a CPU by processor time: other work on the machine slows the run, but is no part of the plan.
-    """
-    device = torch.device(machine.device)
-    on_cpu = device.type == "cpu"
-    dtype = torch.float32 if on_cpu else torch.bfloat16
-    left = torch.ones(ROWS, width, device=device, dtype=dtype)
-    right = torch.ones(width, 4 * width, device=device, dtype=dtype)
-    clock, threads = (time.process_time, torch.get_num_threads()) if on_cpu else (time.perf_counter, 1)
-    best, began = math.inf, time.perf_counter()
-    while time.perf_counter() - began < MEASURED_SECONDS:
-        start = clock()
-        for _ in range(PRODUCTS):
-            product = left @ right
-        product[0, 0].item()  # waits for the device
-        best = min(best, (clock() - start) / (PRODUCTS * threads))
-    return 2 * ROWS * width * 4 * width / best
 
 
 def estimates(recipe: Recipe) -> dict[str, Estimate]:

@@ -28,6 +28,7 @@ from upweight.app.console import ConsoleMonitor, duration, size
 from upweight.app.environment import environment, peak_memory_bytes, reset_peak_memory
 from upweight.app.planner import Planned, plan
 from upweight.app.recipe import Recipe, Step
+from upweight.app.trackers import Trackers, check_trackers
 from upweight.core.errors import StaleArtifact, UserError
 from upweight.core.identity import Difference, differences, plain
 from upweight.core.work import Machine, Work
@@ -80,17 +81,20 @@ def run(
     console: Console | None = None,
     rebuild: Sequence[str] = (),
     until: str | None = None,
+    track: Sequence[str] = (),
 ) -> LocalStore:
     """Build what is missing of `recipe` below `root` and return the store.
 
     Args:
         rebuild: steps to build anew, with everything that depends on them.
         until: the last step to build; None builds the goal.
+        track: where metrics go besides metrics.jsonl, the kinds of app/trackers.py.
 
     Raises StaleArtifact before anything is built where an artifact on the way was built from other settings, RootInUse
     where another process holds the root, UserError where a stage refuses its input or the disk is full.
     """
     machine, console = machine or Machine(), console or Console()
+    check_trackers(track)
     store = LocalStore(root, recipe.name)
     wanted = recipe.until(until)
     doomed = [step.name for name in rebuild for step in recipe.dependents(name)]
@@ -111,7 +115,7 @@ def run(
             resumed = " (going on)" if store.building(step.name).exists() else ""
             console.print(f"{label}: {step.stage_name}{resumed}", highlight=False, markup=False)
             planned = planned or {item.step: item for item in plan(recipe, machine)}
-            _build(recipe, step, store, identities[step.name], machine, console, planned[step.name])
+            _build(recipe, step, store, identities[step.name], machine, console, planned[step.name], track)
         console.print(
             f"{recipe.name}: {len(wanted)} steps complete below {store.directory} "
             f"(this run took {duration(time.monotonic() - began)})",
@@ -130,6 +134,7 @@ def _build(
     machine: Machine,
     console: Console,
     planned: Planned,
+    track: Sequence[str],
 ) -> None:
     notes: dict[str, Any] = {}
     inputs = {key: store.open(source.name) for key, source in step.inputs.items()}
@@ -137,7 +142,8 @@ def _build(
     processor = time.process_time()
     with store.create(step.name, identity, notes) as out:
         reset_peak_memory()
-        monitor = ConsoleMonitor(console, out, step.name)
+        trackers = Trackers(track, recipe=recipe.name, step=step.name, out=out) if track else None
+        monitor = ConsoleMonitor(console, out, step.name, trackers=trackers)
         try:
             work = Work(out, inputs, machine, monitor, step.seed(recipe.seed))
             summary = step.stage.run(step.config, work)

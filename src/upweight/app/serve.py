@@ -29,7 +29,7 @@ from upweight.app.engine import Engine, Piece
 from upweight.app.lineage import find_model
 from upweight.core.errors import UserError
 from upweight.core.work import Machine
-from upweight.model.weights import load
+from upweight.model.language_model import load
 from upweight.text.tokenizer import Tokenizer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

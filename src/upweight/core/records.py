@@ -6,7 +6,7 @@ it is made: a bad value fails where it arises, not three stages later.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 DIMENSION_COUNT = 20
 HIGHEST_SCORE = 9
@@ -68,10 +68,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns to imitate in supervised fine-tuning. `source` is what mixtures and ledgers count by."""
+    """Turns to imitate in supervised fine-tuning.
+
+    Attributes:
+        source: what mixtures and ledgers count by.
+        tools: the functions that may be called, as JSON schemas; the chat template writes them into the prompt.
+    """
 
     messages: tuple[Message, ...]
     source: str
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

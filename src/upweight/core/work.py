@@ -122,6 +122,7 @@ class Estimate:
         memory_bytes: peak of one process.
         disk_bytes: size of the artifact.
         parameters: of the model that the step makes; 0 where it makes none.
+        vocabulary: tokens of the tokenizer that the step makes; 0 where it makes none.
         seconds: overhead that flops do not explain (documents read, programs run), on one core.
     """
 
@@ -130,6 +131,7 @@ class Estimate:
     memory_bytes: float | int = 0.0
     disk_bytes: float | int = 0.0
     parameters: float | int = 0.0
+    vocabulary: int = 0
     seconds: float | int = 0.0
 
 

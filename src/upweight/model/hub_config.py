@@ -12,20 +12,32 @@ from upweight.core.errors import UserError
 from upweight.model.config import ModelConfig
 from upweight.model.rope import RopeScaling
 
+
+class UnsupportedModel(UserError):
+    """A complete config.json of an architecture, or of a variant of one, that model/transformer.py does not compute."""
+
+
+OTHERS = (
+    "Other causal language models of transformers are opened by upweight.model.language_model.load, which is slower"
+)
+
 SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM")
 
 
 def from_hub_config(fields: Mapping[str, Any], *, where: str) -> ModelConfig:
     """The config that `fields` (a parsed config.json) describes; UserError names what is not supported."""
     architectures = fields.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise UserError(f"{where} is no model's config: its architectures are {architectures!r}, not a list")
     known = [name for name in architectures if name in SUPPORTED]
     if not known:
-        raise UserError(
-            f"{where} is of the architecture {', '.join(architectures) or 'none'}; supported: {', '.join(SUPPORTED)}"
+        raise UnsupportedModel(
+            f"{where} is of the architecture {', '.join(architectures) or 'none'}; supported: {', '.join(SUPPORTED)}. "
+            f"{OTHERS}"
         )
     architecture = known[0]
-    _refuse_unsupported(fields, architecture, where)
     try:
+        _refuse_unsupported(fields, architecture, where)
         heads = int(fields["num_attention_heads"])
         base, scaling = _rope(fields, where)
         return ModelConfig(
@@ -48,6 +60,8 @@ def from_hub_config(fields: Mapping[str, Any], *, where: str) -> ModelConfig:
         raise UserError(
             f"{where} lacks the field {error.args[0]}: it is no complete config of {architecture}"
         ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where} has a field of the wrong kind ({error}): no config of {architecture}") from error
 
 
 def to_hub_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -97,7 +111,9 @@ def _refuse_unsupported(fields: Mapping[str, Any], architecture: str, where: str
     }
     found = [problem for problem, present in problems.items() if present]
     if found:
-        raise UserError(f"{where} ({architecture}) asks for {' and '.join(found)}, which is not supported")
+        raise UnsupportedModel(
+            f"{where} ({architecture}) asks for {' and '.join(found)}, which is not supported here. {OTHERS}"
+        )
 
 
 def _rope(fields: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
@@ -106,15 +122,15 @@ def _rope(fields: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
     base = float(settings.get("rope_theta", fields.get("rope_theta", 10_000.0)))
     kind = settings.get("rope_type", settings.get("type", "default"))
     if float(settings.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))) != 1.0:
-        raise UserError(f"{where} rotates only a part of each head, which is not supported")
+        raise UnsupportedModel(f"{where} rotates only a part of each head, which is not supported here. {OTHERS}")
     if kind == "default":
         return base, None
     if kind not in ("linear", "llama3", "yarn"):
-        raise UserError(f'{where} scales RoPE by "{kind}"; supported: linear, llama3, yarn')
+        raise UnsupportedModel(f'{where} scales RoPE by "{kind}"; supported: linear, llama3, yarn. {OTHERS}')
     trained_at = settings.get("original_max_position_embeddings", fields.get("max_position_embeddings", 8192))
     attention_factor = settings.get("attention_factor")
     if any(settings.get(name) for name in ("mscale", "mscale_all_dim")) or settings.get("truncate") is False:
-        raise UserError(f"{where} asks for a variant of yarn (mscale, truncate) that is not supported")
+        raise UnsupportedModel(f"{where} asks for a variant of yarn (mscale, truncate) not supported here. {OTHERS}")
     scaling = RopeScaling(
         kind=kind,
         factor=float(settings["factor"]),

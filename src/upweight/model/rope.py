@@ -48,7 +48,9 @@ class RopeScaling:
 
 def frequencies(head_size: int, base: float, scaling: RopeScaling | None = None) -> Float[Tensor, " pair"]:
     """The angle in radians by which each feature pair turns from one position to the next."""
-    plain = base ** -(torch.arange(0, head_size, 2, dtype=torch.float32, device="cpu") / head_size)
+    # 1 / base^x rather than base^-x: one rounding apart, and a thousand positions on that is a different angle than the
+    # one that imported weights were trained with
+    plain = 1.0 / base ** (torch.arange(0, head_size, 2, dtype=torch.float32, device="cpu") / head_size)
     if scaling is None:
         return plain
     stretched = plain / scaling.factor

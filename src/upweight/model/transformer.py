@@ -118,6 +118,21 @@ class Transformer(nn.Module):
         """The matrix that turns hidden states into logits."""
         return self.embedding.weight if self.head is None else self.head.weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    def new_cache(self, *, rows: int, capacity: int) -> Cache:
+        """Room for the keys and values of `rows` sequences of up to `capacity` tokens."""
+        weight = self.embedding.weight
+        return Cache(self.config, rows=rows, capacity=capacity, device=weight.device, dtype=weight.dtype)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Memory of one row of a cache."""
+        shape = self.config
+        return 2 * shape.layers * shape.kv_heads * shape.head_size * capacity * self.embedding.weight.element_size()
+
     def set_rope_base(self, base: float, *, max_context: int | None = None) -> None:
         """Continue at another RoPE base (ABF), and for another context length where one is given."""
         longest = self.config.max_context if max_context is None else max_context

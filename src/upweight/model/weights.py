@@ -7,7 +7,6 @@ Rotary features that turn together are neighbours here, and head_size / 2 apart 
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from upweight.core.errors import UserError
+from upweight.core.hub import find_directory
 from upweight.model.config import ModelConfig
 from upweight.model.hub_config import from_hub_config, to_hub_config
 from upweight.model.transformer import Transformer
@@ -25,7 +25,6 @@ from upweight.model.transformer import Transformer
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
 SHARD_BYTES = 5 * 10**9
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _LAYER_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -47,8 +46,8 @@ def load(
 ) -> tuple[Transformer, ModelConfig]:
     """The model of a directory in Hugging Face format, or of a name on the hub ("owner/name").
 
-    Raises UserError where the architecture is not of the Llama family, and where a tensor is missing, cut off or of
-    another shape than the config says; the message names it.
+    Raises UserError where the architecture is not of the Llama family (model/language_model.py opens others too), and
+    where a tensor is missing, cut off or of another shape than the config says; the message names it.
     """
     directory = find_directory(path)
     config = read_config(directory)
@@ -67,6 +66,8 @@ def read_config(path: str | Path) -> ModelConfig:
         fields = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not readable as JSON ({error}): is {path} a model directory?") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{file} is no model's config: it holds no JSON object")
     return from_hub_config(fields, where=str(file))
 
 
@@ -96,31 +97,13 @@ def save(model: Transformer, path: str | Path, *, dtype: torch.dtype | None = No
     _write_json(directory / "config.json", to_hub_config(model.config, stored))
 
 
-def fingerprint(model: Transformer) -> str:
+def fingerprint(model: nn.Module) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of all weights, names and shapes included."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def find_directory(path: str | Path) -> Path:
-    """A local model directory as it is, or the snapshot of a hub name, downloaded where it is not at hand."""
-    directory = Path(path)
-    if directory.is_dir():
-        return directory
-    if not HUB_NAME.fullmatch(str(path)):
-        raise UserError(f"{path} is neither a directory nor a name on the hub such as Qwen/Qwen3-0.6B")
-    # imported here: only a name on the hub needs it
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.safetensors", "*.json", "*.jinja"]
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{path} is no directory here, and the hub did not give it: {error}") from error
 
 
 class _Stored(Mapping[str, Tensor]):
@@ -155,7 +138,7 @@ class _Stored(Mapping[str, Tensor]):
 def _shard_names(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged ({error}): copy or download it again") from error
 
 
@@ -164,7 +147,15 @@ def from_hub_names(
 ) -> dict[str, Tensor]:
     """Our state dict from theirs. Raises UserError for a tensor that is missing, misshaped or left over."""
     reader = _Reader(stored, config)
-    state = {name: reader.read(name).to(dtype).contiguous() for name in wanted}
+    state: dict[str, Tensor] = {}
+    for name in wanted:
+        tensor = reader.read(name)
+        if not tensor.is_floating_point():
+            raise UserError(
+                f"the weights of {name} are stored as {str(tensor.dtype).removeprefix('torch.')}, not as "
+                "floating-point numbers: they are quantized or damaged, save the model in full precision first"
+            )
+        state[name] = tensor.to(dtype).contiguous()
     for name, tensor in state.items():
         if tensor.shape != wanted[name]:
             raise UserError(

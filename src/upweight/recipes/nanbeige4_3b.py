@@ -9,6 +9,7 @@ from upweight.core.protocols import Limits
 from upweight.curate.readers import JsonLines
 from upweight.curate.selection import Tier
 from upweight.stages import deduplicate, ingest, mix, pose, pretrain, retrieve, sft, shard, tag
+from upweight.text.conversations import ConversationFiles
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import Timeline, fg_wsd
 
@@ -101,12 +102,20 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         ),
         {"shards": shards},
     )
-    # section 3.1: cold start, 30M samples at 32K, half mathematics, 30% science, 20% code
+
+    def of(samples: int) -> int:
+        return max(1, round(samples * scale))
+
+    # section 3.1: cold start, 30M samples at 32K: half mathematics, 30% science, 20% code
     cold_start = Step(
         "cold_start",
         sft,
         sft.Config(
-            data=(sft.Part("problems/gold.jsonl"),),
+            data=(
+                ConversationFiles("data/sft/cold/math/*.jsonl", source="math", most=of(15_000_000)),
+                ConversationFiles("data/sft/cold/science/*.jsonl", source="science", most=of(9_000_000)),
+                ConversationFiles("data/sft/cold/code/*.jsonl", source="code", most=of(6_000_000)),
+            ),
             context=32_768,
             batch_tokens=4_194_304,  # open
             microbatch_tokens=65_536,
@@ -114,9 +123,30 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
             optimizer=OptimizerConfig(kind="adamw"),
             dtype="bfloat16",
         ),
-        {"model": base, "problems": problems},
+        {"model": base},
     )
-    return Recipe("nanbeige4_3b", cold_start, seed=seed)
+    # section 3.2: overall SFT at 64K: 40% mathematics and subjects, 30% general, 20% agents, 10% code. Tool calls and
+    # flawed turns stand in the conversations themselves (text/conversations.py). The number of samples is open.
+    overall = Step(
+        "sft",
+        sft,
+        sft.Config(
+            data=(
+                ConversationFiles("data/sft/overall/reasoning/*.jsonl", source="reasoning", most=of(4_000_000)),
+                ConversationFiles("data/sft/overall/general/*.jsonl", source="general", most=of(3_000_000)),
+                ConversationFiles("data/sft/overall/agent/*.jsonl", source="agent", most=of(2_000_000)),
+                ConversationFiles("data/sft/overall/code/*.jsonl", source="code", most=of(1_000_000)),
+            ),
+            context=65_536,
+            batch_tokens=4_194_304,  # open
+            microbatch_tokens=65_536,
+            learning_rate=2e-5,  # open
+            optimizer=OptimizerConfig(kind="adamw"),
+            dtype="bfloat16",
+        ),
+        {"model": cold_start},
+    )
+    return Recipe("nanbeige4_3b", overall, seed=seed)
 
 
 EVALUATION = Limits(max_new_tokens=65_536, temperature=0.6, top_p=0.95)

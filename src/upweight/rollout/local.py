@@ -16,6 +16,7 @@ log-probabilities differ from the trainer's by at most 2.5e-5 nats, but for one 
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,8 @@ from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion
-from upweight.model.cache import Cache
+from upweight.model.language_model import LanguageModel
 from upweight.model.logprobs import truncate
-from upweight.model.transformer import Transformer
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ class _Held:
 
 
 class LocalSampler(Sampler):
-    """Samples from a Transformer.
+    """Samples from a model in this process.
 
     Args:
         model: used as it is at each call; a trainer may change the weights between calls.
@@ -69,7 +69,7 @@ class LocalSampler(Sampler):
 
     def __init__(
         self,
-        model: Transformer,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         *,
         batch_rows: int = 256,
@@ -114,13 +114,11 @@ class _Run:
     def __init__(self, sampler: LocalSampler, prompts: list[list[int]], count: int, limits: Limits) -> None:
         self.prompts, self.limits, self.policy = prompts, limits, sampler.policy
         self.model, self.tokenizer = sampler.model, sampler.tokenizer
-        config, parameter = self.model.config, self.model.embedding.weight
-        self.device = parameter.device
+        self.device = self.model.device
         capacity = max(map(len, prompts)) + limits.max_new_tokens
-        row_bytes = 2 * config.layers * config.kv_heads * config.head_size * capacity * parameter.element_size()
         total = len(prompts) * count
-        self.rows = max(1, min(sampler.batch_rows, total, sampler.cache_bytes // row_bytes))
-        self.cache = Cache(config, rows=self.rows + 1, capacity=capacity, device=self.device, dtype=parameter.dtype)
+        self.rows = max(1, min(sampler.batch_rows, total, sampler.cache_bytes // self.model.cache_bytes(capacity)))
+        self.cache: Any = self.model.new_cache(rows=self.rows + 1, capacity=capacity)
         self.held = _Held()
         self.waiting = deque(_Job(place // count, place % count, place) for place in range(total))
         self.streams = _Streams(prompts, limits)

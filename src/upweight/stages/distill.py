@@ -14,9 +14,8 @@ from upweight.core.packing import sequence_sums
 from upweight.core.records import Pair
 from upweight.core.work import Estimate, Summary, Work
 from upweight.model.divergence import Direction
+from upweight.model.language_model import LanguageModel, fingerprint, load, save
 from upweight.model.logprobs import token_logprobs
-from upweight.model.transformer import Transformer
-from upweight.model.weights import fingerprint, load, save
 from upweight.objectives.dpd import Dpd, EncodedPair, PairBatch, pair_batch
 from upweight.store.jsonl import read_jsonl
 from upweight.text.chat import render
@@ -102,7 +101,9 @@ def run(config: Config, work: Work) -> Summary:
         dtype=config.dtype,
     )
     first, last = None, None
-    for report in watched(reports, work.monitor, "distill", total=loader.steps, unit="steps"):
+    for report in watched(
+        reports, work.monitor, "distill", total=loader.steps, unit="steps", machine=work.machine, dtype=config.dtype
+    ):
         first, last = first or report, report
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
@@ -126,7 +127,7 @@ def encode_pair(tokenizer: Tokenizer, pair: Pair) -> EncodedPair:
     return EncodedPair(tuple(prompt), chosen, rejected)
 
 
-def referenced(model: Transformer, pairs: Sequence[EncodedPair], config: Config) -> list[EncodedPair]:
+def referenced(model: LanguageModel, pairs: Sequence[EncodedPair], config: Config) -> list[EncodedPair]:
     """The pairs with the log-probabilities of their responses under `model` as it is now."""
     done: list[EncodedPair] = []
     for start in range(0, len(pairs), config.pairs_a_batch):

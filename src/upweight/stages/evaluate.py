@@ -16,7 +16,7 @@ from upweight.core.protocols import Limits
 from upweight.core.work import Estimate, Summary, Work
 from upweight.evals.measure import Sample, difference, measure, summary
 from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
-from upweight.model.weights import fingerprint, load
+from upweight.model.language_model import fingerprint, load
 from upweight.rollout.local import LocalSampler
 from upweight.store.artifact import write_whole
 from upweight.store.jsonl import read_jsonl

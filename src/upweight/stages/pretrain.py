@@ -17,9 +17,9 @@ import torch
 from upweight.core.records import Document
 from upweight.core.work import Estimate, Machine, Summary, Work
 from upweight.model.config import ModelConfig
+from upweight.model.language_model import LanguageModel, fingerprint, load, save
 from upweight.model.logprobs import token_logprobs
-from upweight.model.transformer import Transformer, make_model
-from upweight.model.weights import fingerprint, load, save
+from upweight.model.transformer import make_model
 from upweight.objectives.next_token import NextToken
 from upweight.store.jsonl import read_jsonl
 from upweight.store.shards import Shards
@@ -98,7 +98,15 @@ def run(config: Config, work: Work) -> Summary:
         dtype=config.dtype,
     )
     steps, last = 0, None
-    for last in watched(reports, work.monitor, "pretrain", total=timeline.tokens, unit="tokens"):
+    for last in watched(
+        reports,
+        work.monitor,
+        "pretrain",
+        total=timeline.tokens,
+        unit="tokens",
+        machine=work.machine,
+        dtype=config.dtype,
+    ):
         steps = last.step
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
@@ -109,6 +117,7 @@ def run(config: Config, work: Work) -> Summary:
         "tokens": loader.consumed,
         "final_loss": None if last is None else last.loss,
         "consumed": loader.ledger(),
+        "accounts": [{**account._asdict(), "tokens": tokens} for account, tokens in loader.accounts().items()],
         "planned": {
             phase.name: {pool: round(share * phase.tokens) for pool, share in phase.mixture.items()}
             for phase in timeline.phases
@@ -118,9 +127,12 @@ def run(config: Config, work: Work) -> Summary:
     }
 
 
-def _start(config: Config, work: Work, tokenizer: Tokenizer, timeline: Timeline) -> Transformer:
+def _start(config: Config, work: Work, tokenizer: Tokenizer, timeline: Timeline) -> LanguageModel:
     if "init" in work.inputs:
-        return load(work.inputs["init"] / "model")[0]
+        source = work.inputs["init"] / "model"
+        model, shape = load(source)
+        tokenizer.check_fits(shape.vocab_size, str(source))
+        return model
     model_config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         rope_base=timeline.phases[0].rope_base,
@@ -137,7 +149,7 @@ def pools_of(shards: Path) -> Mapping[str, str]:
 
 
 def bits_per_byte(
-    model: Transformer, tokenizer: Tokenizer, heldout: Path, pools: Mapping[str, str], machine: Machine
+    model: LanguageModel, tokenizer: Tokenizer, heldout: Path, pools: Mapping[str, str], machine: Machine
 ) -> dict[str, float]:
     """-log2 p(text) / bytes over the held-out documents of each pool; longer documents are cut at the context."""
     bits: dict[str, float] = defaultdict(float)
@@ -158,10 +170,10 @@ def bits_per_byte(
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Training reads each token forwards and backwards: three times the forward pass."""
-    shape = ModelConfig(vocab_size=1024, **dataclasses.asdict(config.shape))
+    shape = ModelConfig(vocab_size=inputs["shards"].vocabulary, **dataclasses.asdict(config.shape))
     flops = sum(3 * phase.tokens * shape.flops_per_token(phase.context) for phase in config.phases)
     parameters = shape.parameter_count()
-    activations = config.microbatch_tokens * (shape.layers * (14 * shape.width + 3 * shape.ffn) + 1024) * 4
+    activations = config.microbatch_tokens * (shape.layers * (14 * shape.width + 3 * shape.ffn) + shape.width) * 4
     return Estimate(
         tokens=sum(phase.tokens for phase in config.phases),
         flops=flops,

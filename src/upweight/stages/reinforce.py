@@ -17,7 +17,7 @@ from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Verifier
 from upweight.core.records import Problem, Rollout
 from upweight.core.work import Estimate, Monitor, Summary, Work
-from upweight.model.weights import fingerprint, load, save
+from upweight.model.language_model import fingerprint, load, save
 from upweight.objectives.grpo import Grpo, RolloutBatch, group_advantages
 from upweight.rollout.local import LocalSampler
 from upweight.store.jsonl import read_jsonl, write_jsonl
@@ -191,7 +191,15 @@ def run(config: Config, work: Work) -> Summary:
             dtype=config.dtype,
         )
         mismatch = 0.0
-        for report in watched(reports, work.monitor, "reinforce", total=config.steps, unit="steps"):
+        for report in watched(
+            reports,
+            work.monitor,
+            "reinforce",
+            total=config.steps,
+            unit="steps",
+            machine=work.machine,
+            dtype=config.dtype,
+        ):
             mismatch = max(mismatch, report.terms.get("logprob_difference", 0.0))
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")

@@ -84,7 +84,9 @@ def run(config: Config, work: Work) -> Summary:
         checkpoint=CheckpointConfig(work.out / "checkpoints", every_steps=config.save_every_steps),
         dtype=config.dtype,
     )
-    for _ in watched(reports, work.monitor, "reward", total=loader.steps, unit="steps"):
+    for _ in watched(
+        reports, work.monitor, "reward", total=loader.steps, unit="steps", machine=work.machine, dtype=config.dtype
+    ):
         pass
     model.save(work.out / "model")
     tokenizer.save(work.out / "model")

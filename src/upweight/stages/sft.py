@@ -1,40 +1,59 @@
-"""sft: supervised fine-tuning on conversations, packed several to a row, the loss on assistant turns only."""
+"""sft: supervised fine-tuning on conversations, packed several to a row, the loss on assistant turns only.
 
+Conversations are encoded once, into token shards with the loss mask beside them, so that there may be more of them than
+memory holds, and a run that was killed does not encode them again.
+"""
+
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
+from typing import Any, Literal, NamedTuple
 
 from upweight.core.errors import UserError
 from upweight.core.records import Conversation
 from upweight.core.work import Estimate, Summary, Work
-from upweight.model.weights import fingerprint, load, save
+from upweight.model.language_model import fingerprint, load, save
 from upweight.objectives.next_token import NextToken
-from upweight.store.jsonl import read_jsonl
-from upweight.text.chat import CHATML, encode_turns
+from upweight.store.artifact import write_whole
+from upweight.store.jsonl import iterate_jsonl
+from upweight.store.shards import Shards, ShardWriter
+from upweight.text.chat import CHATML, EncodedConversation, encode_turns
+from upweight.text.conversations import ConversationDataset, ConversationFiles
 from upweight.text.tokenizer import Tokenizer
 from upweight.train.checkpoint import CheckpointConfig, discard
-from upweight.train.loader import Encoded, PackedLoader
+from upweight.train.loader import Encoded, EncodedShards, PackedLoader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import warmup_decay
 from upweight.train.trainer import train
 from upweight.train.watch import watched
 
+ASSUMED_CONVERSATIONS = 2000
+"""How many a part of unknown size is planned with."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """Conversations of one file: `file` is "<input>/<file>.jsonl". At most `most` of them are taken, 0 takes all."""
+    """Conversations of this run: `file` is "<input>/<file>.jsonl". At most `most` of them are taken, 0 takes all."""
 
     file: str
     most: int = 0
 
 
+Source = Part | ConversationFiles | ConversationDataset
+
+
 @dataclass(frozen=True)
 class Config:
     """Attributes:
-    data: the files to imitate.
+    data: what to imitate: files of the step's inputs, files of one's own, Hugging Face data sets.
     epochs: passes over all conversations.
-    context: tokens of a row; a longer conversation is left out and counted.
+    context: tokens of a row.
+    too_long: what becomes of a conversation that is longer: "drop" leaves it out, "cut" keeps its first `context`
+        tokens; both are counted.
+    rope_base: base of the rotary frequencies from here on (ABF, where `context` grows); 0 keeps the model's.
     batch_tokens: tokens of one optimizer step, padding included.
     microbatch_tokens: tokens of one forward pass; the loss does not depend on it.
     learning_rate: highest of the schedule: linear warmup, then linear decay to a tenth.
@@ -42,9 +61,11 @@ class Config:
     template: Jinja chat template that the checkpoint is to carry; None keeps the one that it has.
     """
 
-    data: tuple[Part, ...]
+    data: tuple[Source, ...]
     epochs: int = 2
     context: int = 256
+    too_long: Literal["drop", "cut"] = "drop"
+    rope_base: float = 0.0
     batch_tokens: int = 4096
     microbatch_tokens: int = 4096
     learning_rate: float = 1.0
@@ -54,78 +75,157 @@ class Config:
     save_every_steps: int = 50
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        if self.too_long not in ("drop", "cut"):
+            raise UserError(f"too_long is {self.too_long!r}: expected 'drop' or 'cut'")
+
 
 def run(config: Config, work: Work) -> Summary:
     """Fine-tune the input "model" and write `model/`."""
     source = work.inputs["model"] / "model"
-    model, _ = load(source)
+    model, shape = load(source)
     tokenizer = Tokenizer.load(source)
+    tokenizer.check_fits(shape.vocab_size, str(source))
     if config.template is not None:
         tokenizer = tokenizer.with_template(config.template)
-    conversations, counts = _read(config, work)
-    encoded = [
-        Encoded(tuple(tokens), tuple(trained), conversation.source)
-        for conversation in conversations
-        for tokens, trained in encode_turns(tokenizer, conversation.messages)
-    ]
-    fitting = [item for item in encoded if len(item.tokens) <= config.context]
-    if not fitting:
-        raise UserError(
-            f"none of {len(encoded)} conversations fits a context of {config.context} tokens; the shortest has "
-            f"{min(len(item.tokens) for item in encoded)}: raise context"
-        )
+    encoded, counts = _encoded(config, work, tokenizer)
     loader = PackedLoader(
-        fitting,
+        encoded,
         context=config.context,
         batch_tokens=config.batch_tokens,
         microbatch_tokens=config.microbatch_tokens,
         epochs=config.epochs,
         seed=work.seed,
     )
-    timeline = warmup_decay(loader.steps, config.learning_rate, config.warmup_share)
     reports = train(
         model,
         objective=NextToken(),
         loader=loader,
-        timeline=timeline,
+        timeline=warmup_decay(
+            loader.steps,
+            config.learning_rate,
+            config.warmup_share,
+            context=config.context,
+            rope_base=config.rope_base,
+        ),
         optimizer=config.optimizer,
         machine=work.machine,
         checkpoint=CheckpointConfig(work.out / "checkpoints", every_steps=config.save_every_steps),
         dtype=config.dtype,
     )
     first = last = None
-    for report in watched(reports, work.monitor, "sft", total=loader.steps, unit="steps"):
+    for report in watched(
+        reports, work.monitor, "sft", total=loader.steps, unit="steps", machine=work.machine, dtype=config.dtype
+    ):
         first, last = first or report, report
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
-    discard(work.out / "checkpoints")
-    trained = sum(sum(item.trained) for item in fitting)
+    example = _shown(tokenizer, encoded[0])
+    for finished in ("checkpoints", ENCODED):
+        discard(work.out / finished)
     return {
-        "conversations": dict(counts),
-        "too_long": len(encoded) - len(fitting),
-        "tokens_an_epoch": sum(len(item.tokens) for item in fitting),
-        "trained_share": round(trained / sum(len(item.tokens) for item in fitting), 4),
+        "conversations": counts["conversations"],
+        "too_long": counts["too_long"],
+        "tokens_an_epoch": encoded.shards.tokens,
+        "trained_share": round(counts["trained"] / encoded.shards.tokens, 4),
         "steps": loader.steps,
         "first_loss": first and first.loss,
         "final_loss": last and last.loss,
-        "mask_example": _shown(tokenizer, fitting[0]),
+        "mask_example": example,
         "weights": fingerprint(model),
     }
 
 
-def _read(config: Config, work: Work) -> tuple[list[Conversation], Counter[str]]:
-    conversations: list[Conversation] = []
+ENCODED = "encoded"
+COUNTS = "counts.json"
+
+
+def _encoded(config: Config, work: Work, tokenizer: Tokenizer) -> tuple[EncodedShards, Mapping[str, Any]]:
+    """All conversations as token shards, and what was counted; those that an earlier, killed run completed are kept."""
+    directory = work.out / ENCODED
+    try:
+        shards = Shards.open(directory, vocab_size=tokenizer.vocab_size)
+    except UserError:
+        _encode(config, work, tokenizer, directory)
+        shards = Shards.open(directory, vocab_size=tokenizer.vocab_size)
+    return EncodedShards(shards), json.loads((directory / COUNTS).read_text())
+
+
+def _encode(config: Config, work: Work, tokenizer: Tokenizer, directory: Path) -> None:
+    writer = ShardWriter(directory, vocab_size=tokenizer.vocab_size, marked=True)
+    by_source: Counter[str] = Counter()
+    too_long = trained_tokens = 0
+    shortest: int | None = None
+    with work.monitor.track("encode", total=0, unit="conversations") as bar:
+        for named in _read(config, work):
+            by_source[named.conversation.source] += 1
+            for number, (tokens, trained) in enumerate(_turns(tokenizer, named)):
+                shortest = min(len(tokens), shortest or len(tokens))
+                if len(tokens) > config.context:
+                    too_long += 1
+                    tokens, trained = tokens[: config.context], trained[: config.context]
+                    if config.too_long == "drop" or not any(trained[1:]):
+                        continue
+                name = f"{named.name}.{number}" if number else named.name
+                writer.write(tokens, source=named.conversation.source, document_id=name, trained=trained)
+                trained_tokens += sum(trained[1:])
+            bar.advance()
+    if not by_source:
+        raise UserError(f"there is nothing to imitate: {[_label(part) for part in config.data]} hold no conversation")
+    if not writer.documents:
+        raise UserError(
+            f"none of {too_long} conversations fits a context of {config.context} tokens; the shortest has "
+            f"{shortest}: raise context"
+        )
+    counts = {"conversations": by_source, "too_long": too_long, "trained": trained_tokens}
+    write_whole(directory / COUNTS, json.dumps(counts))
+    writer.close()
+
+
+class _Named(NamedTuple):
+    """A conversation and where it came from, to be named when something is wrong with it."""
+
+    name: str
+    conversation: Conversation
+
+
+def _turns(tokenizer: Tokenizer, named: _Named) -> list[EncodedConversation]:
+    conversation = named.conversation
+    try:
+        return encode_turns(tokenizer, conversation.messages, tools=conversation.tools or None)
+    except UserError as error:
+        raise UserError(f"conversation {named.name}: {error}") from None
+
+
+def _read(config: Config, work: Work) -> Iterator[_Named]:
+    """The conversations of all parts, one after another."""
     for part in config.data:
-        name, _, file = part.file.partition("/")
-        if name not in work.inputs:
-            raise UserError(f"data {part.file!r}: the step has no input {name!r}; it has {sorted(work.inputs)}")
-        read = read_jsonl(work.inputs[name] / file, Conversation)
-        if part.most and len(read) > part.most:
-            read = Random(work.seed).sample(read, part.most)
-        conversations += read
-    if not conversations:
-        raise UserError(f"there is nothing to imitate: {[part.file for part in config.data]} hold no conversation")
-    return conversations, Counter(conversation.source for conversation in conversations)
+        every = enumerate(_conversations(part, work), start=1)
+        chosen: Iterable[tuple[int, Conversation]] = every
+        if part.most:
+            held = list(every)
+            chosen = Random(work.seed).sample(held, part.most) if len(held) > part.most else held
+        for number, conversation in chosen:
+            yield _Named(f"{_label(part)}:{number}", conversation)
+
+
+def _conversations(part: Source, work: Work) -> Iterator[Conversation]:
+    if not isinstance(part, Part):
+        return part.conversations()
+    name, _, file = part.file.partition("/")
+    if name not in work.inputs:
+        raise UserError(f"data {part.file!r}: the step has no input {name!r}; it has {sorted(work.inputs)}")
+    return iterate_jsonl(work.inputs[name] / file, Conversation)
+
+
+def _label(part: Source) -> str:
+    match part:
+        case Part():
+            return part.file
+        case ConversationFiles():
+            return part.paths
+        case ConversationDataset():
+            return part.name
 
 
 def _shown(tokenizer: Tokenizer, item: Encoded) -> Sequence[Mapping[str, object]]:
@@ -140,9 +240,9 @@ def _shown(tokenizer: Tokenizer, item: Encoded) -> Sequence[Mapping[str, object]
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """At most all conversations of the inputs, each a third of a context, forwards and backwards."""
+    """At most all conversations of the data, each a third of a context, forwards and backwards."""
     model = inputs["model"]
-    count = sum(part.most or 2000 for part in config.data)
+    count = sum(part.most or ASSUMED_CONVERSATIONS for part in config.data)
     tokens = count * config.epochs * config.context / 3
     return Estimate(
         tokens=tokens,

@@ -155,7 +155,9 @@ def _write(
                     if len(heldout[pool]) < config.heldout_most:
                         heldout[pool].append(Document(identifier, text, source))
                 else:
-                    writers[pool].write([*tokens, tokenizer.end_of_text], source=source, document_id=identifier)
+                    writers[pool].write(
+                        [*tokens, tokenizer.end_of_text], source=source, document_id=identifier, tier=tier
+                    )
                     count = counts[pool].setdefault(source, {"documents": 0, "tokens": 0, "bytes": 0})
                     count["documents"] += 1
                     count["tokens"] += len(tokens) + 1
@@ -174,4 +176,6 @@ def _write(
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Tokens at about three bytes each; tokenizing reads about 2 MB a second and core."""
     size = inputs["documents"].disk_bytes
-    return Estimate(tokens=size / 3, disk_bytes=size, seconds=size / 2e6, memory_bytes=5e8)
+    return Estimate(
+        tokens=size / 3, disk_bytes=size, seconds=size / 2e6, memory_bytes=5e8, vocabulary=config.vocabulary
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from upweight.core.errors import UserError
 from upweight.core.protocols import Sampler
 from upweight.core.work import Machine
-from upweight.model.weights import fingerprint, load
+from upweight.model.language_model import fingerprint, load
 from upweight.rollout.local import LocalSampler
 from upweight.text.tokenizer import Tokenizer
 

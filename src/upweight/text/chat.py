@@ -139,7 +139,8 @@ def _end_of_turn(tokenizer: Tokenizer, full: str, begin: int, where: str) -> int
     if not end or rest.strip():
         raise UserError(
             f"{where}: the chat template writes no control token at the end of the turn (it ends with "
-            f"{written[-40:]!r}), so the model would never learn to stop"
+            f"{written[-40:]!r}), so the model would never learn to stop. The tokenizer's control tokens are "
+            f"{', '.join(sorted(tokenizer.control_tokens)) or 'none'}: give it the template that belongs to it"
         )
     return begin + end
 

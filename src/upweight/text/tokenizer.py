@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from upweight.core.errors import UserError
+from upweight.core.hub import TOKENIZER_FILES, find_directory
 from upweight.core.records import Message
 from upweight.text.template import render_text
 
@@ -108,8 +109,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer of a directory: one of ours, or any of Hugging Face's that has a tokenizer.json."""
-        directory = Path(path)
+        """The tokenizer of a directory or a hub name: one of ours, or any of Hugging Face's with a tokenizer.json."""
+        directory = find_directory(path, TOKENIZER_FILES)
         file = directory / "tokenizer.json"
         if not file.exists():
             raise UserError(f"{directory} has no tokenizer.json: save the tokenizer there in the fast format first")
@@ -131,7 +132,11 @@ class Tokenizer:
             template = (directory / _TEMPLATE_NAME).read_text()
         end = _end_of_text(backend, special)
         if end is None:
-            raise UserError(f"{directory} names no token that ends a text: set eos_token in tokenizer_config.json")
+            eos = special.get("eos_token")
+            lacks = f" (its eos_token {eos} is not in the vocabulary)" if eos else ""
+            raise UserError(
+                f"{directory} names no token that ends a text{lacks}: set eos_token in tokenizer_config.json"
+            )
         return cls(backend, end_of_text=end, chat_template=template, special_tokens=special)
 
     def save(self, path: str | Path) -> None:
@@ -191,6 +196,19 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Token ids lie below this, added tokens included."""
         return max(self._backend.get_vocab_size(with_added_tokens=True), 1 + max(self._special_ids, default=0))
+
+    def check_fits(self, vocab_size: int, where: str) -> None:
+        """Raises UserError where a model of `vocab_size` embeddings, found at `where`, has none for some of the tokens.
+
+        A model may have more embeddings than there are tokens: many are padded to a round number.
+        """
+        if self.vocab_size > vocab_size:
+            extra = [name for name, number in self._control.items() if number >= vocab_size]
+            beyond = f", {', '.join(sorted(extra)[:3])} among those without one" if extra else ""
+            raise UserError(
+                f"the tokenizer has {self.vocab_size:,} tokens, but the model {where} has embeddings for "
+                f"{vocab_size:,}{beyond}: use the tokenizer that the model was trained with, or enlarge its embedding"
+            )
 
     @property
     def end_of_text(self) -> int:

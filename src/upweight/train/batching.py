@@ -59,6 +59,15 @@ class Loader(ABC):
         """What must be equal for a state to mean the same to another loader: plain JSON. A mismatch is refused."""
         return {}
 
+    @property
+    def vocab_size(self) -> int:
+        """What all token ids lie below; 0 where the loader cannot tell. A model with fewer embeddings is refused."""
+        return 0
+
+    def shares(self) -> Mapping[str, float]:
+        """The share of each source in the last step's tokens; empty where the loader does not mix sources."""
+        return {}
+
     def documents(self) -> Sequence[str]:
         """Names of what the last step was made of, to be named when it breaks; empty where the loader cannot tell."""
         return ()

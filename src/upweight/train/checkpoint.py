@@ -8,6 +8,7 @@ gathered for it, so a checkpoint is loaded by any number of processes, sharded o
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -109,9 +110,10 @@ class Checkpoints:
             record = json.loads((newest / RECORD_FILE).read_text())
             state = torch.load(newest / STATE_FILE, map_location="cpu", weights_only=True)
             odd = differences(record["identity"], self.identity)
-        except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            told = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"the checkpoint {newest} cannot be read ({error}): remove it, and the run goes on from the one before"
+                f"the checkpoint {newest} cannot be read ({told}): remove it, and the run goes on from the one before"
             ) from error
         if odd:
             shown = "; ".join(f"{item.field} was {item.stored}, now {item.wanted}" for item in odd[:DIFFERENCES_SHOWN])

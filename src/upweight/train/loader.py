@@ -9,13 +9,14 @@ from upweight.core.batches import TokenBatch
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.packing import best_fit, lay, strip
+from upweight.store.shards import Shards
 from upweight.train.batching import Batch, Loader, divided, even_parts
 from upweight.train.mixture import MixtureLoader
 from upweight.train.parallel import World, world
 from upweight.train.shuffle import shuffled
 from upweight.train.timeline import Setting
 
-__all__ = ["Batch", "Encoded", "EpochLoader", "Loader", "MixtureLoader", "PackedLoader"]
+__all__ = ["Batch", "Encoded", "EncodedShards", "EpochLoader", "Loader", "MixtureLoader", "PackedLoader"]
 
 WINDOW = 8192
 """Conversations that are packed together; more fill rows better and take longer to plan."""
@@ -47,6 +48,29 @@ class Encoded:
                 f"a conversation of {len(self.tokens)} tokens from {self.source!r} trains on none of them: "
                 "it has no assistant turn, or the chat template's mask is empty"
             )
+
+
+class EncodedShards(Sequence[Encoded]):
+    """Conversations on disk, as many as there may be: each is read when its row is made.
+
+    Args:
+        shards: marked ones, of conversations that train on something each.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: Any) -> Any:
+        tokens, trained = self.shards.sequence(index), self.shards.trained(index)
+        return Encoded(tuple(tokens.tolist()), tuple(trained.tolist()), self.shards.source(index))
+
+    def lengths(self) -> list[int]:
+        """Tokens of each, without reading them."""
+        lengths: list[int] = self.shards.lengths().tolist()
+        return lengths
 
 
 @dataclass
@@ -81,7 +105,8 @@ class PackedLoader(Loader):
     ) -> None:
         if not items:
             raise UserError("there are no conversations to train on")
-        longest = max(len(item.tokens) for item in items)
+        self._lengths = items.lengths() if isinstance(items, EncodedShards) else [len(item.tokens) for item in items]
+        longest = max(self._lengths)
         if longest > context:
             raise UserError(
                 f"a conversation of {longest} tokens does not fit a context of {context}: drop it or raise context"
@@ -94,8 +119,8 @@ class PackedLoader(Loader):
         self.items, self.context, self.epochs, self.seed = items, context, epochs, seed
         self.batch_tokens, self.microbatch_tokens = batch_tokens, microbatch_tokens
         self._world = place or world()
-        self._lengths = [len(item.tokens) for item in items]
         self._state = StepCount()
+        self._last: list[int] = []
         self._plan: tuple[int, list[list[int]]] = (-1, [])
         most = batch_tokens // context
         self._parts = [even_parts(len(self._rows(epoch)), most) for epoch in range(epochs)]
@@ -108,6 +133,10 @@ class PackedLoader(Loader):
     @property
     def consumed(self) -> int:
         return self._state.steps
+
+    @property
+    def vocab_size(self) -> int:
+        return self.items.shards.vocab_size if isinstance(self.items, EncodedShards) else 0
 
     def state(self) -> dict[str, Any]:
         return dataclasses.asdict(self._state)
@@ -124,11 +153,17 @@ class PackedLoader(Loader):
             "seed": self.seed,
         }
 
+    def documents(self) -> Sequence[str]:
+        if not isinstance(self.items, EncodedShards):
+            return [f"{self.items[index].source} {index}" for index in self._last]
+        return [self.items.shards.document_id(index) for index in self._last]
+
     def next(self, setting: Setting) -> Sequence[TokenBatch]:
         epoch, step = self._where()
         start = sum(self._parts[epoch][:step])
         rows = self._rows(epoch)[start : start + self._parts[epoch][step]]
         self._state.steps += 1
+        self._last = [index for row in rows for index in row]
         most = max(1, self.microbatch_tokens // self.context)
         return [self._batch(part) for part in divided(rows, self._world, most)]
 

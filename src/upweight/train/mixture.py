@@ -16,6 +16,7 @@ before it, so every token of a document but its first is trained on exactly once
 import bisect
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -36,13 +37,24 @@ Ledger = dict[str, dict[str, dict[str, int]]]
 """Tokens by phase, pool and source."""
 
 
+class Account(NamedTuple):
+    """What tokens are counted by: where in training, and where they come from. Epochs of a pool count from 0."""
+
+    phase: str
+    pool: str
+    epoch: int
+    tier: str
+    source: str
+
+
 class Piece(NamedTuple):
-    """Tokens `start` to `end` of one document of a pool."""
+    """Tokens `start` to `end` of one document of a pool, in an epoch of it."""
 
     pool: str
     document: int
     start: int
     end: int
+    epoch: int = 0
 
     @property
     def length(self) -> int:
@@ -61,11 +73,17 @@ class Stream:
 
 @dataclass
 class MixtureState:
-    """The whole state of a MixtureLoader."""
+    """The whole state of a MixtureLoader.
+
+    Attributes:
+        consumed: tokens read so far, the place on the timeline.
+        streams: how far each pool has been read.
+        accounts: tokens read so far, by everything that they are counted by.
+    """
 
     consumed: int = 0
     streams: dict[str, Stream] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=dict)
+    accounts: dict[Account, int] = field(default_factory=dict)
 
 
 class MixtureLoader(Loader):
@@ -100,22 +118,31 @@ class MixtureLoader(Loader):
         self.whole_documents = whole_documents
         self._world = place or world()
         self._state = MixtureState(streams={name: Stream() for name in pools})
+        self._had: Counter[tuple[str, str]] = Counter()  # tokens by phase and pool, the sums of the accounts
         self._last: list[Piece] = []
 
     @property
     def consumed(self) -> int:
         return self._state.consumed
 
+    @property
+    def vocab_size(self) -> int:
+        return max(pool.vocab_size for pool in self.pools.values())
+
     def state(self) -> dict[str, Any]:
-        return dataclasses.asdict(self._state)
+        return {
+            "consumed": self._state.consumed,
+            "streams": {name: dataclasses.asdict(stream) for name, stream in self._state.streams.items()},
+            "accounts": [[*account, tokens] for account, tokens in self._state.accounts.items()],
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         streams = {name: Stream(**stream) for name, stream in state["streams"].items()}
-        ledger = {
-            phase: {pool: dict(sources) for pool, sources in by_pool.items()}
-            for phase, by_pool in state["ledger"].items()
-        }
-        self._state = MixtureState(state["consumed"], streams, ledger)
+        accounts = {Account(*account): tokens for *account, tokens in state["accounts"]}
+        self._state = MixtureState(state["consumed"], streams, accounts)
+        self._had = Counter()
+        for account, tokens in accounts.items():
+            self._had[account.phase, account.pool] += tokens
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -125,12 +152,27 @@ class MixtureLoader(Loader):
             "whole_documents": self.whole_documents,
         }
 
+    def shares(self) -> Mapping[str, float]:
+        """The share of each pool in the last step's tokens."""
+        tokens = Counter[str]()
+        for piece in self._last:
+            tokens[piece.pool] += piece.length
+        return {pool: tokens[pool] / tokens.total() for pool in sorted(self.pools)} if tokens else {}
+
     def documents(self) -> Sequence[str]:
         return [self.pools[piece.pool].document_id(piece.document) for piece in self._last]
 
+    def accounts(self) -> Mapping[Account, int]:
+        """Tokens consumed so far by phase, pool, epoch, tier and source."""
+        return self._state.accounts
+
     def ledger(self) -> Ledger:
-        """Tokens consumed so far by phase, pool and source."""
-        return self._state.ledger
+        """The accounts summed up by phase, pool and source."""
+        summed: Ledger = {}
+        for account, tokens in self._state.accounts.items():
+            by_source = summed.setdefault(account.phase, {}).setdefault(account.pool, {})
+            by_source[account.source] = by_source.get(account.source, 0) + tokens
+        return summed
 
     def next(self, setting: Setting) -> Sequence[TokenBatch]:
         if setting.context < 1:
@@ -154,8 +196,7 @@ class MixtureLoader(Loader):
         steps = max(1, math.ceil((setting.remaining - slack) / self.batch_tokens))
         tokens = math.ceil(setting.remaining / steps)
         wanted = quotas(setting.mixture, setting.passed + tokens)
-        had = self._state.ledger.get(setting.phase, {})
-        due = {pool: amount - sum(had.get(pool, {}).values()) for pool, amount in wanted.items()}
+        due = {pool: amount - self._had[setting.phase, pool] for pool, amount in wanted.items()}
         exact = not self.whole_documents or tokens == setting.remaining
         if exact:
             due = _settled(due)
@@ -178,7 +219,8 @@ class MixtureLoader(Loader):
         shards = self.pools[pool]
         key = seed_for(self.seed, pool, stream.epoch)
         document = shuffled(stream.place, len(shards), key)
-        return Piece(pool, document, stream.offset, min(stream.offset + most, shards.length(document)))
+        end = min(stream.offset + most, shards.length(document))
+        return Piece(pool, document, stream.offset, end, stream.epoch)
 
     def _take(self, piece: Piece) -> Piece:
         stream, shards = self._state.streams[piece.pool], self.pools[piece.pool]
@@ -190,12 +232,12 @@ class MixtureLoader(Loader):
         return piece
 
     def _count(self, phase: str, pieces: Sequence[Piece]) -> None:
-        by_pool = self._state.ledger.setdefault(phase, {})
         for piece in pieces:
-            by_source = by_pool.setdefault(piece.pool, {})
-            source = self.pools[piece.pool].source(piece.document)
-            by_source[source] = by_source.get(source, 0) + piece.length
+            group = self.pools[piece.pool].group(piece.document)
+            account = Account(phase, piece.pool, piece.epoch, group.tier, group.source)
+            self._state.accounts[account] = self._state.accounts.get(account, 0) + piece.length
             self._state.consumed += piece.length
+            self._had[phase, piece.pool] += piece.length
 
     def _batch(self, rows: Sequence[Sequence[Piece]], context: int) -> TokenBatch:
         strips: list[Strip] = []

@@ -269,7 +269,17 @@ def constant(
     )
 
 
-def warmup_decay(steps: int, peak_lr: float, warmup_share: float = 0.1) -> Timeline:
+def warmup_decay(
+    steps: int, peak_lr: float, warmup_share: float = 0.1, *, context: int = 0, rope_base: float = 0.0
+) -> Timeline:
     """Fine-tuning's schedule over `steps`: linear warmup, then linear decay to a tenth of the peak."""
     warmup = min(max(1, round(steps * warmup_share)), steps - 1)
-    return wsd(warmup=warmup, stable=0, decay=steps - warmup, peak_lr=peak_lr, end_lr=0.1 * peak_lr)
+    return wsd(
+        warmup=warmup,
+        stable=0,
+        decay=steps - warmup,
+        peak_lr=peak_lr,
+        end_lr=0.1 * peak_lr,
+        context=context,
+        rope_base=rope_base,
+    )

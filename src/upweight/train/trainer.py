@@ -14,7 +14,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ class StepReport:
         terms: the objective's named terms, each divided by its own weight, and its maxima.
         gradient_norm: before clipping.
         tokens: that were read, padding not counted.
+        flops: operations that the tokens take forwards and backwards; 0 where the policy's config does not say.
+        shares: of each source in the tokens, where the loader mixes several.
     """
 
     step: int
@@ -63,6 +65,8 @@ class StepReport:
     gradient_norm: float
     tokens: int
     seconds: float
+    flops: float = 0.0
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def skipped(self) -> bool:
@@ -95,6 +99,18 @@ def train(
         dtype: of the matrix products; weights and optimizer stay as they are. "bfloat16" uses autocast.
 
     Raises NonFiniteLoss, naming the step, its documents and the last good checkpoint, before any weight is touched.
+
+    Example, from token shards to a directory that transformers opens::
+
+        timeline = wsd(warmup=10**6, stable=10**8, decay=10**7, peak_lr=0.02, mixture={"web": 1.0}, context=1024)
+        model = make_model(ModelConfig(vocab_size=32_768, width=512, layers=8, heads=8, kv_heads=2, ffn=1536), seed=0)
+        loader = MixtureLoader(
+            {"web": Shards.open(Path("shards/web"))}, timeline, seed=0, batch_tokens=65_536, microbatch_tokens=8192
+        )
+        keep = CheckpointConfig(Path("checkpoints"), every_steps=100)
+        for report in train(model, objective=NextToken(), loader=loader, timeline=timeline, checkpoint=keep):
+            print(report.step, report.phase, report.loss)
+        save(model, "model")
     """
     machine = machine or Machine()
     device = torch.device(machine.device)
@@ -104,6 +120,7 @@ def train(
     place, sharded = parallel.world(), parallel.is_sharded(policy)
     if not sharded:
         policy.to(device)
+    _check_vocabulary(policy, loader)
     config = optimizer or OptimizerConfig()
     updater = Optimizer(policy, config)
     step = 0
@@ -160,6 +177,8 @@ def train(
             gradient_norm=norm,
             tokens=total.tokens,
             seconds=time.perf_counter() - started,
+            flops=_flops(policy, setting, total.tokens),
+            shares=loader.shares(),
         )
         if saved is not None and (step % saved.config.every_steps == 0 or loader.consumed >= timeline.tokens):
             saved.write(policy, updater, loader=loader.state(), counters={"step": step})
@@ -206,17 +225,34 @@ class _Sums:
 
 
 def _enter(policy: nn.Module, setting: Setting) -> None:
-    """Take on the phase's RoPE base and context where the model has them (ABF)."""
+    """Take on the phase's RoPE base (ABF) and its context, where the model has them."""
     adapt: Any = getattr(policy, "set_rope_base", None)
-    if adapt is None or not setting.rope_base:
+    if adapt is None:
         return
     shape: Any = getattr(policy, "config", None)
     if shape is None:
-        adapt(setting.rope_base)
+        if setting.rope_base:
+            adapt(setting.rope_base)
         return
-    longest = max(setting.context, shape.max_context)
-    if shape.rope_base != setting.rope_base or shape.max_context != longest:
-        adapt(setting.rope_base, max_context=longest)
+    base, longest = setting.rope_base or shape.rope_base, max(setting.context, shape.max_context)
+    if (shape.rope_base, shape.max_context) != (base, longest):
+        adapt(base, max_context=longest)
+
+
+def _check_vocabulary(policy: nn.Module, loader: Loader) -> None:
+    """Raises UserError where some of the loader's tokens have no embedding."""
+    known = getattr(getattr(policy, "config", None), "vocab_size", None)
+    if known is not None and loader.vocab_size > known:
+        raise UserError(
+            f"the data has {loader.vocab_size:,} tokens, but the model has embeddings for {known:,}: use the tokenizer "
+            "that the model was trained with to encode it, or a model of a larger vocabulary"
+        )
+
+
+def _flops(policy: nn.Module, setting: Setting, tokens: int) -> float:
+    """The backward pass takes twice as much as the forward pass."""
+    forwards: Any = getattr(getattr(policy, "config", None), "flops_per_token", None)
+    return 0.0 if forwards is None else 3.0 * tokens * float(forwards(setting.context))
 
 
 def _precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:

@@ -138,6 +138,31 @@ def test_what_is_not_understood_is_refused(directory: Path, changes: dict[str, o
         weights.load(directory)
 
 
+@pytest.mark.parametrize("config", ["[]", '{"architectures": "LlamaForCausalLM"}'])
+def test_what_is_no_config_is_refused(directory: Path, config: str) -> None:
+    (directory / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"config\.json is no model's config"):
+        weights.load(directory)
+
+
+def test_a_field_of_the_wrong_kind_is_refused(directory: Path) -> None:
+    edit_config(directory, num_attention_heads="four")
+    with pytest.raises(UserError, match=r"a field of the wrong kind .*'four'"):
+        weights.load(directory)
+
+
+def test_whole_numbers_are_no_weights(directory: Path) -> None:
+    edit_weights(directory, **{"model.norm.weight": torch.ones(16, dtype=torch.int32)})
+    with pytest.raises(UserError, match=r"norm\.weight are stored as int32"):
+        weights.load(directory)
+
+
+def test_a_damaged_index_is_refused(directory: Path) -> None:
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
+    with pytest.raises(UserError, match=r"index\.json is damaged"):
+        weights.load(directory)
+
+
 def test_a_missing_field_is_named(directory: Path) -> None:
     file = directory / "config.json"
     fields = json.loads(file.read_text())
@@ -171,6 +196,28 @@ def test_the_rope_of_earlier_versions_is_read() -> None:
     config = from_hub_config(fields, where="config.json")
     assert config.rope_base == 500000.0
     assert config.rope_scaling == RopeScaling("llama3", 32.0, original_context=8192)
+
+
+def test_nanbeige4_is_a_llama_that_is_read() -> None:
+    fields = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "intermediate_size": 10_496,
+        "vocab_size": 166_144,
+        "max_position_embeddings": 65_536,
+        "rope_theta": 70_000_000,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+    config = from_hub_config(fields, where="config.json")
+    # 2 166,144 2560 for both embeddings; a layer: 2560 128 (20 + 8 + 20) + 3 2560 10,496 + 2 2560; the last norm
+    layer = 2560 * 128 * 48 + 3 * 2560 * 10_496 + 2 * 2560
+    assert config.parameter_count() == 2 * 166_144 * 2560 + 32 * layer + 2560 == 3_933_637_120
+    assert (config.head_size, config.rope_base, config.tied) == (128, 7e7, False)
 
 
 def test_biases_and_norms_together_have_no_name() -> None:

@@ -196,6 +196,9 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     stock(tmp_path, end="</s>", settings={})
     with pytest.raises(UserError, match="set eos_token"):
         Tokenizer.load(tmp_path)
+    stock(tmp_path, end="</s>", settings={"eos_token": "<eos>"})
+    with pytest.raises(UserError, match=r"its eos_token <eos> is not in the vocabulary"):
+        Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match="is no JSON"):
         Tokenizer.load(tmp_path)

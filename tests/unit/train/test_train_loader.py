@@ -145,6 +145,39 @@ def test_a_restored_loader_goes_on_with_the_next_step(pools: dict[str, Shards], 
         assert all(torch.equal(x.tokens, y.tokens) for x, y in zip(got, expected, strict=True))
 
 
+def test_accounts_by_phase_pool_epoch_tier_and_source(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "p", vocab_size=10)
+    for number, (source, tier) in enumerate([("web", "high"), ("web", "medium"), ("books", "high")]):
+        writer.write([number] * 10, source=source, document_id=str(number), tier=tier)
+    writer.close()
+    timeline = Timeline(
+        [
+            Phase("one", 40, 1.0, 1.0, {"p": 1.0}, 16, 0.0),  # an epoch of 30 tokens and 10 more
+            Phase("two", 20, 1.0, 1.0, {"p": 1.0}, 16, 0.0),  # what is left of the second epoch
+        ]
+    )
+    loader = mixed({"p": Shards.open(tmp_path / "p")}, timeline, batch_tokens=16)
+    drained(loader, timeline)
+    accounts = loader.accounts()
+    for part, expected in (
+        ("phase", {"one": 40, "two": 20}),
+        ("epoch", {0: 30, 1: 30}),
+        ("tier", {"high": 40, "medium": 20}),
+        ("source", {"web": 40, "books": 20}),
+    ):
+        sums: Counter[object] = Counter()
+        for account, tokens in accounts.items():
+            sums[getattr(account, part)] += tokens
+        assert sums == expected
+    first = {(a.tier, a.source): n for a, n in accounts.items() if (a.phase, a.epoch) == ("one", 0)}
+    assert first == {("high", "web"): 10, ("medium", "web"): 10, ("high", "books"): 10}
+    restored = mixed({"p": Shards.open(tmp_path / "p")}, timeline, batch_tokens=16)
+    restored.restore(json.loads(json.dumps(loader.state())))
+    assert restored.accounts() == accounts
+    assert restored.ledger() == loader.ledger()
+    assert restored.ledger()["one"]["p"].keys() == {"web", "books"}
+
+
 def test_processes_share_the_rows_of_a_step(pools: dict[str, Shards]) -> None:
     timeline = constant(total=1500, lr=1.0, mixture={"a": 0.5, "b": 0.5}, context=64)
     alone = drained(mixed(pools, timeline), timeline)

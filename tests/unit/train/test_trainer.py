@@ -93,13 +93,19 @@ def test_a_report() -> None:
 def test_rope_base_and_context_follow_the_phases() -> None:
     model = make_model(SHAPE, 0)
     timeline = Timeline(
-        [Phase("a", 1, 0.1, 0.1, {}, 64, 1e4), Phase("b", 1, 0.1, 0.1, {}, 8192, 5e5), Phase("c", 1, 0.1, 0.1)]
+        [
+            Phase("a", 1, 0.1, 0.1, {}, 64, 1e4),
+            Phase("b", 1, 0.1, 0.1, {}, 8192, 5e5),
+            Phase("c", 1, 0.1, 0.1),
+            Phase("d", 1, 0.1, 0.1, {}, 9000),
+        ]
     )
     bases = [
         (model.config.rope_base, model.config.max_context)
         for _ in train(model, objective=NextToken(), loader=Fixed(), timeline=timeline)
     ]
-    assert bases == [(1e4, 4096), (5e5, 8192), (5e5, 8192)]  # base 0 leaves the model's own
+    # base 0 leaves the model's own; a longer context is what the checkpoint stands for from then on
+    assert bases == [(1e4, 4096), (5e5, 8192), (5e5, 8192), (5e5, 9000)]
 
 
 def test_a_policy_without_rope_is_trained_too() -> None:
@@ -178,7 +184,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     kept = sorted(tmp_path.iterdir())
     assert [path.name for path in kept] == [f"step-{step:09d}" for step in (3, 4, 5)]
     file = kept[-1] / "state.pt"
-    file.write_bytes(file.read_bytes()[:1000])
+    whole = file.read_bytes()
+    file.write_bytes(b"no archive" * 99)
+    with pytest.raises(UserError, match=r"step-000000005 cannot be read .* remove it"):
+        list(train(make_model(SHAPE, 0), loader=Fixed(), **usual))
+    file.write_bytes(whole[:1000])
     with pytest.raises(UserError, match=r"step-000000005 cannot be read .* remove it"):
         list(train(make_model(SHAPE, 0), loader=Fixed(), **usual))
 
@@ -220,3 +230,13 @@ def test_terms_and_maxima_are_reported() -> None:
 
     (report,) = train(nn.Linear(2, 2), objective=Terms(), loader=Two(), timeline=constant(total=1, lr=0.1))
     assert report.terms == {"mean": 2.0, "largest": 5.0}  # (3 + 5) / (2 + 2)
+
+
+def test_a_model_of_too_few_embeddings_is_refused() -> None:
+    class Wide(Fixed):
+        @property
+        def vocab_size(self) -> int:
+            return 13
+
+    with pytest.raises(UserError, match="13 tokens, but the model has embeddings for 12"):
+        next(train(make_model(SHAPE, 0), objective=NextToken(), loader=Wide(), timeline=constant(total=1, lr=0.1)))

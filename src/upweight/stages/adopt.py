@@ -1,0 +1,63 @@
+"""adopt: take a checkpoint from outside into the run, with its tokenizer: a directory, or a name on the hub.
+
+What it writes is a checkpoint like that of any other stage, so it can be what `pretrain` goes on from (input "init"),
+what `sft`, `distill` or `reinforce` begin with (input "model"), a teacher, or one more row of an evaluation.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from upweight.core.work import Estimate, Summary, Work
+from upweight.model.hub_config import UnsupportedModel
+from upweight.model.language_model import fingerprint, load, save
+from upweight.model.weights import read_config
+from upweight.text.tokenizer import Tokenizer
+
+SIZE_IN_NAME = re.compile(r"(\d+(?:\.\d+)?)([MB])(?![A-Za-z])")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attributes:
+    source: a directory in Hugging Face format, or a name on the hub such as "Qwen/Qwen3-0.6B".
+    template: Jinja chat template that the checkpoint is to carry; None keeps the one that it has.
+    """
+
+    source: str
+    template: str | None = None
+
+
+def run(config: Config, work: Work) -> Summary:
+    """Write `model/`, weights and tokenizer. Raises UserError where they do not fit each other."""
+    tokenizer = Tokenizer.load(config.source)
+    model, shape = load(config.source)
+    tokenizer.check_fits(shape.vocab_size, config.source)
+    if config.template is not None:
+        tokenizer = tokenizer.with_template(config.template)
+    save(model, work.out / "model")
+    tokenizer.save(work.out / "model")
+    return {
+        "source": config.source,
+        "parameters": shape.parameter_count(),
+        "vocabulary": tokenizer.vocab_size,
+        "context": shape.max_context,
+        "weights": fingerprint(model),
+    }
+
+
+def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
+    """Reading and writing the weights, in fp32. Of a hub model the size is read from its name: a plan loads nothing."""
+    parameters = _parameters(config.source)
+    return Estimate(memory_bytes=8 * parameters, disk_bytes=4 * parameters, parameters=parameters, seconds=2.0)
+
+
+def _parameters(source: str) -> float:
+    if (Path(source) / "config.json").exists():
+        try:
+            return float(read_config(source).parameter_count())
+        except UnsupportedModel:  # a wrapped model says its size once it is open
+            return sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) / 4
+    size = SIZE_IN_NAME.search(source)
+    return float(size[1]) * {"M": 1e6, "B": 1e9}[size[2]] if size else 0.0

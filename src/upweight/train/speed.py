@@ -1,0 +1,41 @@
+"""How fast this machine multiplies matrices: what a plan's times and a run's utilisation are measured against."""
+
+import functools
+import math
+import time
+
+import torch
+
+MEASURED_SECONDS = 0.25
+NARROWEST, WIDEST = 64, 4096
+WIDEST_ON_CPU = 512
+"""A processor is as fast as it gets well before, and one wider product would take seconds."""
+
+
+def peak_flops_per_second(width: float | int, device: str, dtype: str) -> float:
+    """Operations a second of the largest matrix product of a layer of about this width; measured once in a process."""
+    widest = WIDEST_ON_CPU if torch.device(device).type == "cpu" else WIDEST
+    rounded = 2 ** round(math.log2(max(NARROWEST, min(widest, width))))
+    return _measured(rounded, device, dtype)
+
+
+@functools.cache
+def _measured(width: int, device: str, dtype: str) -> float:
+    """[rows width] x [width 4 width], the best of several.
+
+    On a CPU by processor time: other work on the machine slows the run, but is no part of the plan.
+    """
+    place, kind = torch.device(device), getattr(torch, dtype)
+    on_cpu = place.type == "cpu"
+    rows, products = (1024, 1) if on_cpu else (4096, 8)
+    left = torch.ones(rows, width, device=place, dtype=kind)
+    right = torch.ones(width, 4 * width, device=place, dtype=kind)
+    clock, threads = (time.process_time, torch.get_num_threads()) if on_cpu else (time.perf_counter, 1)
+    best, began = math.inf, time.perf_counter()
+    while time.perf_counter() - began < MEASURED_SECONDS:
+        start = clock()
+        for _ in range(products):
+            product = left @ right
+        product[0, 0].item()  # waits for the device
+        best = min(best, (clock() - start) / (products * threads))
+    return 2 * rows * width * 4 * width / best
