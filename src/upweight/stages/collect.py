@@ -17,7 +17,6 @@ from upweight.evals.problem_files import kind_of, read_problems
 from upweight.store.jsonl import write_jsonl
 
 EXAMPLES = 3
-BYTES_A_PROBLEM = 600
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
@@ -77,8 +76,6 @@ def _reserved(problem: Problem, share: float) -> bool:
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """As large as the files are."""
-    size = sum(
-        Path(given).stat().st_size if Path(given).exists() else BYTES_A_PROBLEM for given in config.files.values()
-    )
+    """As large as the files that are there."""
+    size = sum(path.stat().st_size for path in map(Path, config.files.values()) if path.exists())
     return Estimate(disk_bytes=size, seconds=size / 5e7, memory_bytes=2e8 + 3 * size)
