@@ -45,8 +45,8 @@ MEASURED_SCALE = 0.5
 TEXT = ("python-*", "c-code", "javascript", "documentation", "readme", "licence", "data")
 STORIES, PROGRAMS = ("story-worked", "story-damaged"), ("code-worked", "code-damaged")
 
-ANSWER_TOKENS = 72
-"""The longest worked answer of the domain has about 60 tokens."""
+ANSWER_TOKENS = 96
+"""The longest worked answer of the domain has about 85 tokens."""
 
 
 def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
@@ -58,7 +58,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     if scale <= 0:
         raise UserError(f"scale is {scale}: expected a number above 0; 1 is the quickstart as published")
     measured = scale >= MEASURED_SCALE
-    fewest_steps, most_steps = (2, 4) if measured else (1, 1)
+    fewest_steps, most_steps = (2, 6) if measured else (1, 1)
     largest_value = LARGEST_VALUE if measured else SMALLEST_RANGE
     bounds = Gate() if measured else Gate(low=-1.0, high=2.0)
 
@@ -84,7 +84,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
             preference_pairs=of(1500, 200),
             fewest_steps=fewest_steps,
             most_steps=most_steps,
-            fewest_reserved_steps=min(3, most_steps),
+            fewest_reserved_steps=min(4, most_steps),
             most_reserved_steps=most_steps,
             largest_value=largest_value,
             most_operations=2,
@@ -100,7 +100,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
             sources=(
                 PythonInstallation(max_bytes=of(22e6, 1_000_000)),
                 StoryDocuments(
-                    of(28_000, 4000),
+                    of(24_000, 4000),
                     seed=seed + 1,
                     damaged_share=0.25,
                     dialogue_share=0.15,
@@ -162,9 +162,9 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     # FG-WSD: the rate stays while the mixture gets better; the decay doubles the context and raises the RoPE base
     timeline = fg_wsd(
         warmup=of(100_000, 10_000),
-        diverse=of(700_000, 60_000),
-        high_quality=of(500_000, 50_000),
-        decay=of(1_000_000, 80_000),
+        diverse=of(1_000_000, 60_000),
+        high_quality=of(800_000, 50_000),
+        decay=of(1_100_000, 80_000),
         peak_lr=0.02,
         end_lr=0.0004,
         mixtures={
@@ -185,9 +185,9 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
             "high_quality": {"math_high": 0.80, "code_high": 0.08, "text_high": 0.12},
             "decay": {"math_high": 0.36, "code_high": 0.06, "dialogue": 0.54, "text_high": 0.04},
         },
-        context=128,
+        context=192,
         rope_base=10_000.0,
-        decay_context=256,
+        decay_context=384,
         decay_rope_base=40_000.0,
     )
     base = Step(
@@ -266,7 +266,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
                 reward=RewardConfig("answer") if kind.kind == "preference" else kind,
                 gate=bounds,
                 limits=Limits(ANSWER_TOKENS),
-                enough=of(1000),
+                enough=of(800),
             ),
             {"problems": problems, "model": model},
         )
@@ -285,7 +285,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         return Step(name, reinforce, config, inputs)
 
     fresh = {"stem.jsonl": Take(gated_stories, after=refined_stories + paired_stories)}
-    stem = staged("rl_stem", distilled, fresh, RewardConfig("answer"), of(120, 3), 0.001)
+    stem = staged("rl_stem", distilled, fresh, RewardConfig("answer"), of(100, 3), 0.001)
     code = staged("rl_code", stem, {"code.jsonl": of(160, 40)}, RewardConfig("code"), of(12, 2), 0.0005)
     final = staged(
         "rl_preference", code, {"preference.jsonl": of(128, 32)}, RewardConfig("preference"), of(8, 2), 0.0003
