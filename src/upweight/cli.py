@@ -7,6 +7,7 @@ import errno
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
@@ -45,6 +46,12 @@ class Hardware:
     """Processes for work that is parallel over documents or programs."""
     unsafe_execution: bool = False
     """Run programs that a model wrote without isolation where this machine offers none. They can do all you can."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether the compiler fuses the layers of a model in training; auto: on CUDA."""
+    recompute: float = 0.0
+    """Activation checkpointing: the share of the activations that is computed again instead of kept, 0 to 1."""
+    sharding: Literal["replicated", "fsdp"] = "replicated"
+    """Under torchrun: each process holds the whole model, or they share it out (FSDP)."""
 
 
 @app.command
@@ -61,6 +68,8 @@ def run(
     Stop it at any moment (Ctrl-C, kill, power); the same command goes on where it was. Start with: upweight run
     quickstart
 
+    On several devices: torchrun --nproc-per-node 8 -m upweight.cli run RECIPE --device cuda
+
     Args:
         rebuild: Build this step anew, and everything that depends on it. May be given several times.
         until: Stop after this step.
@@ -70,12 +79,15 @@ def run(
     """
     from upweight.app.runner import run as run_recipe
     from upweight.app.show import print_intended
+    from upweight.train.parallel import joined
 
-    recipe = _found(choice)
-    if dry_run:
-        print_intended(recipe, choice.root, rebuild=rebuild, until=until)
-    else:
-        run_recipe(recipe, choice.root, machine=_machine(hardware), rebuild=rebuild, until=until, track=track)
+    machine = _machine(hardware)
+    with joined(machine.device):  # all of it within, so that what several processes find wrong is said once
+        recipe = _found(choice)
+        if dry_run:
+            print_intended(recipe, choice.root, rebuild=rebuild, until=until)
+        else:
+            run_recipe(recipe, choice.root, machine=machine, rebuild=rebuild, until=until, track=track)
 
 
 @app.command
@@ -268,7 +280,7 @@ def _found(choice: Choice):  # type: ignore[no-untyped-def]  # Recipe: its modul
 def _machine(hardware: Hardware):  # type: ignore[no-untyped-def]  # Machine: its module loads lazily
     from upweight.app.environment import checked_machine
 
-    return checked_machine(hardware.device, hardware.threads, hardware.workers, hardware.unsafe_execution)
+    return checked_machine(**vars(hardware))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,8 +16,12 @@ from upweight.core.work import Machine
 PACKAGES = ("upweight", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "daft", "lancedb", "msgspec")
 
 
-def checked_machine(device: str, threads: int, workers: int, unsafe_execution: bool) -> Machine:
-    """The machine that the command line describes. Raises UserError where this one has no such device."""
+def checked_machine(device: str, threads: int, workers: int, unsafe_execution: bool, **training: Any) -> Machine:
+    """The machine that the command line describes. Raises UserError where this one has no such device.
+
+    Args:
+        training: Machine's fields about how a model is trained.
+    """
     if threads < 0 or workers < 1:
         raise UserError(f"threads is {threads} and workers {workers}: expected threads >= 0 and workers >= 1")
     try:
@@ -27,7 +32,7 @@ def checked_machine(device: str, threads: int, workers: int, unsafe_execution: b
         raise UserError("this torch sees no CUDA device: install a CUDA build of torch, or use --device cpu")
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise UserError(f"there is no {device}: this machine has {torch.cuda.device_count()}, counted from cuda:0")
-    return Machine(device=device, threads=threads, workers=workers, unsafe_execution=unsafe_execution)
+    return Machine(device=device, threads=threads, workers=workers, unsafe_execution=unsafe_execution, **training)
 
 
 def environment(machine: Machine) -> Mapping[str, object]:

@@ -7,12 +7,16 @@ before hours are spent on its beginning.
 rebuilds distrusts what is stored (the code has changed, a file was damaged), and what was made from it would otherwise
 claim an origin that no longer exists. They are removed before the first step is built, so a killed rebuild is continued
 by a plain run.
+
+Of several processes that torchrun started, the first one does all of this. The others follow it: they take part in the
+steps that train, and wait through the rest.
 """
 
 import errno
 import gc
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +35,9 @@ from upweight.app.recipe import Recipe, Step
 from upweight.app.trackers import Trackers, check_trackers
 from upweight.core.errors import StaleArtifact, UserError
 from upweight.core.identity import Difference, differences, plain
-from upweight.core.work import Machine, Work
+from upweight.core.work import Bar, Machine, Monitor, Work
 from upweight.store.artifact import LocalStore, described
+from upweight.train import parallel
 
 SMALLEST_FREE_BYTES = 1_000_000
 
@@ -96,14 +101,31 @@ def run(
     machine, console = machine or Machine(), console or Console()
     check_trackers(track)
     store = LocalStore(root, recipe.name)
+    with parallel.joined(machine.device) as place:
+        if machine.threads:
+            torch.set_num_threads(machine.threads)
+        if place.rank > 0:
+            _follow(recipe, store, machine)
+        else:
+            _lead(recipe, store, machine, console, rebuild, until, track)
+    return store
+
+
+def _lead(
+    recipe: Recipe,
+    store: LocalStore,
+    machine: Machine,
+    console: Console,
+    rebuild: Sequence[str],
+    until: str | None,
+    track: Sequence[str],
+) -> None:
     wanted = recipe.until(until)
     doomed = [step.name for name in rebuild for step in recipe.dependents(name)]
-    with _full_disk_explained(root), store.locked():
+    with _full_disk_explained(store.root), store.locked():
         _refuse_stale(recipe, store, wanted, spared=doomed)
         for name in dict.fromkeys(doomed):
             store.discard(name)
-        if machine.threads:
-            torch.set_num_threads(machine.threads)
         identities = recipe.identities()
         planned: dict[str, Planned] = {}
         began = time.monotonic()
@@ -116,6 +138,7 @@ def run(
             console.print(f"{label}: {step.stage_name}{resumed}", highlight=False, markup=False)
             planned = planned or {item.step: item for item in plan(recipe, machine)}
             _build(recipe, step, store, identities[step.name], machine, console, planned[step.name], track)
+        parallel.told(None)
         console.print(
             f"{recipe.name}: {len(wanted)} steps complete below {store.directory} "
             f"(this run took {duration(time.monotonic() - began)})",
@@ -123,7 +146,47 @@ def run(
             markup=False,
             soft_wrap=True,
         )
-    return store
+
+
+def _follow(recipe: Recipe, store: LocalStore, machine: Machine) -> None:
+    """Take part in each step that the first process names, until it names none."""
+    while (name := parallel.told()) is not None:
+        step = recipe.step(name)
+        inputs = {key: store.open(source.name) for key, source in step.inputs.items()}
+        with tempfile.TemporaryDirectory() as out:
+            work = Work(Path(out), inputs, machine, _Unheard(), step.seed(recipe.seed))
+            step.stage.run(step.config, work)
+        parallel.told()  # all are through: the first process completes the artifact now
+
+
+def _run_stage(step: Step, work: Work) -> Any:
+    """What the stage returns, run with all processes where it is made for them."""
+    if not getattr(step.stage, "ALL_PROCESSES", False):
+        with parallel.alone():
+            return step.stage.run(step.config, work)
+    parallel.told(step.name)
+    summary = step.stage.run(step.config, work)
+    parallel.told(step.name)
+    return summary
+
+
+class _Unheard(Monitor):
+    """What a process shows that is not the first: nothing."""
+
+    @contextmanager
+    def track(self, label: str, *, total: float | int, unit: str, done: float | int = 0) -> Iterator[Bar]:
+        yield _Still()
+
+    def record(self, **metrics: Any) -> None:
+        return
+
+    def say(self, line: str) -> None:
+        return
+
+
+class _Still(Bar):
+    def advance(self, amount: float | int = 1, **shown: float | int) -> None:
+        return
 
 
 def _build(
@@ -146,7 +209,7 @@ def _build(
         monitor = ConsoleMonitor(console, out, step.name, trackers=trackers)
         try:
             work = Work(out, inputs, machine, monitor, step.seed(recipe.seed))
-            summary = step.stage.run(step.config, work)
+            summary = _run_stage(step, work)
         finally:
             monitor.close()
         gc.collect()

@@ -26,6 +26,8 @@ class Machine:
             CUDA. It takes up to a minute at the start of each training step of a recipe.
         recompute: activation checkpointing: the share, 0 to 1, of what the layers would keep for the gradient that is
             computed again instead, for less memory and more work.
+        sharding: of several processes that torchrun started: "replicated" where each holds all of the model, "fsdp"
+            where weights, gradients and optimizer state are split over them.
     """
 
     device: str = "cpu"
@@ -34,10 +36,13 @@ class Machine:
     unsafe_execution: bool = False
     compile: Literal["auto", "on", "off"] = "auto"
     recompute: float | int = 0.0
+    sharding: Literal["replicated", "fsdp"] = "replicated"
 
     def __post_init__(self) -> None:
         if self.compile not in ("auto", "on", "off"):
             raise UserError(f"compile is {self.compile!r}: expected 'auto', 'on' or 'off'")
+        if self.sharding not in ("replicated", "fsdp"):
+            raise UserError(f"sharding is {self.sharding!r}: expected 'replicated' or 'fsdp'")
         if not 0 <= self.recompute <= 1:
             raise UserError(f"recompute is {self.recompute}: expected a share from 0 to 1")
 
@@ -136,7 +141,11 @@ class Estimate:
 
 
 class Stage(Protocol):
-    """A verb of the recipe: a module of stages/, or any object of a user's with these names."""
+    """A verb of the recipe: a module of stages/, or any object of a user's with these names.
+
+    A stage that has `ALL_PROCESSES = True` as well is run by every process that torchrun started, each with an `out`
+    of its own, of which that of the first is kept. Any other is run by the first process while the rest wait.
+    """
 
     Config: type
     """A frozen dataclass: every choice that can change the result."""

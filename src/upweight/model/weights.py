@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -74,8 +75,11 @@ def read_config(path: str | Path) -> ModelConfig:
 def save(model: Transformer, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write config.json and safetensors that transformers and vLLM open; the tokenizer is saved beside them by text/.
 
-    Each file is complete or absent, and config.json comes last: a directory that has one has its weights.
+    Each file is complete or absent, and config.json comes last: a directory that has one has its weights. Of several
+    processes of one run, which hold the same weights, the first one writes.
     """
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+        return
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {

@@ -27,6 +27,8 @@ from upweight.train.timeline import warmup_decay
 from upweight.train.trainer import train
 from upweight.train.watch import watched
 
+ALL_PROCESSES = True
+
 
 @dataclass(frozen=True)
 class Config:

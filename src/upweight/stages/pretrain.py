@@ -31,6 +31,8 @@ from upweight.train.timeline import Phase, Timeline
 from upweight.train.trainer import train
 from upweight.train.watch import watched
 
+ALL_PROCESSES = True
+
 
 @dataclass(frozen=True)
 class Shape:

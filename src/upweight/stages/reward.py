@@ -31,6 +31,9 @@ Members = tuple[tuple[int, ...], tuple[int, ...]]
 """A prompt with the chosen response, and with the rejected one."""
 
 
+ALL_PROCESSES = True
+
+
 @dataclass(frozen=True)
 class Config:
     """Attributes:

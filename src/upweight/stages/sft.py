@@ -30,6 +30,8 @@ from upweight.train.timeline import warmup_decay
 from upweight.train.trainer import train
 from upweight.train.watch import watched
 
+ALL_PROCESSES = True
+
 ASSUMED_CONVERSATIONS = 2000
 """How many a part of unknown size is planned with."""
 

@@ -22,7 +22,7 @@ from torch import nn
 from upweight.core.errors import Refusal, UserError
 from upweight.core.identity import canonical_json, differences
 from upweight.train.optimizer import Optimizer
-from upweight.train.parallel import gathered, laid_like, world
+from upweight.train.parallel import gathered, laid_like, told, world
 
 STATE_FILE = "state.pt"
 RECORD_FILE = "record.json"
@@ -103,17 +103,17 @@ class Checkpoints:
         Raises Refusal where it is of another identity, UserError where it cannot be read.
         """
         found = self.complete()
-        if not found:
+        newest: Path | None = told(found[-1] if found else None)  # that of the first process, which writes them
+        if newest is None:
             return None
-        newest = found[-1]
         try:
             record = json.loads((newest / RECORD_FILE).read_text())
             state = torch.load(newest / STATE_FILE, map_location="cpu", weights_only=True)
             odd = differences(record["identity"], self.identity)
         except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            told = (str(error).strip() or type(error).__name__).splitlines()[0]
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"the checkpoint {newest} cannot be read ({told}): remove it, and the run goes on from the one before"
+                f"the checkpoint {newest} cannot be read ({why}): remove it, and the run goes on from the one before"
             ) from error
         if odd:
             shown = "; ".join(f"{item.field} was {item.stored}, now {item.wanted}" for item in odd[:DIFFERENCES_SHOWN])

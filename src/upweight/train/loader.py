@@ -215,13 +215,13 @@ class EpochLoader(Loader, Generic[Item]):
         place: World | None = None,
     ) -> None:
         self._world = place or world()
-        if not items or epochs < 1 or items_a_step < self._world.size:
+        self._parts = even_parts(len(items), max(1, items_a_step))
+        if not items or epochs < 1 or items_a_step < 1 or min(self._parts) < self._world.size:
             raise UserError(
                 f"{len(items)} items, {epochs} epochs, {items_a_step} items a step for {self._world.size} processes: "
-                "expected some items, an epoch or more, and an item for each process"
+                "expected some items, an epoch or more, and an item for each process in every step"
             )
         self.items, self.make, self.epochs, self.seed, self.items_a_step = items, make, epochs, seed, items_a_step
-        self._parts = even_parts(len(items), items_a_step)
         self._state = StepCount()
 
     @property

@@ -1,5 +1,7 @@
 """Several processes, one step: data parallelism and FSDP2 over torch.distributed, started by torchrun.
 
+    torchrun --nproc-per-node 8 -m upweight.cli run recipe.py --device cuda --sharding fsdp
+
 Each process takes its share of a step's rows. Sums (loss, weight, gradients) are added over all processes and divided
 once by the step's weight, so a step does not depend on how many there are. Without torchrun all of this is skipped.
 
@@ -12,7 +14,8 @@ FSDP is imported where it is used: that takes more than a second, which a run of
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from datetime import timedelta
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -20,7 +23,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+LONGEST_WAIT = timedelta(days=30)
+"""How long a process waits for the others: for as long as the first one works alone. Where one of them dies, torchrun
+ends the rest."""
+
+FAILURE = "upweight/failure"
+
 _sharded: WeakSet[nn.Module] = WeakSet()
+_alone = False
 
 
 class World(NamedTuple):
@@ -31,8 +41,8 @@ class World(NamedTuple):
 
 
 def world() -> World:
-    """This process's place; a world of one where no process group stands."""
-    if dist.is_available() and dist.is_initialized():
+    """This process's place; a world of one where no process group stands, and for whoever works alone."""
+    if not _alone and dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()
 
@@ -45,11 +55,44 @@ def joined(device: str = "cpu") -> Iterator[World]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=LONGEST_WAIT)
     try:
         yield world()
+    except BaseException as error:
+        if not _first_to_fail():
+            raise SystemExit(1) from error  # what went wrong was said by another, and this is its echo
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _first_to_fail() -> bool:
+    """Whether no other process of the group has failed before; asked once by each that fails."""
+    mine = str(dist.get_rank())
+    try:
+        return bool(dist.distributed_c10d._get_default_store().compare_set(FAILURE, "", mine).decode() == mine)
+    except RuntimeError:  # the keeper of the store has gone: nobody can be asked, and saying it twice beats silence
+        return True
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work that this process does while the others wait: within, it is a world of one."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def told(message: Any = None) -> Any:
+    """What the first process says, in all of them. Each calls it; only the first one's `message` counts."""
+    if world().size == 1:
+        return message
+    box = [message]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
 
 
 def shard(policy: nn.Module) -> nn.Module:
@@ -69,6 +112,13 @@ def shard(policy: nn.Module) -> nn.Module:
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
     _sharded.add(policy)
     return policy
+
+
+def restore_whole(policy: nn.Module, home: nn.Module) -> None:
+    """Copy the weights of a sharded policy into an unsharded model of the same names, in all processes."""
+    whole = home.state_dict()
+    for name, value in policy.state_dict().items():
+        whole[name].copy_(gathered(value))
 
 
 def is_sharded(policy: nn.Module) -> bool:

@@ -11,6 +11,7 @@ finite ends the run before any weight is touched.
 """
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,7 +94,9 @@ def train(
 
     Args:
         policy: called by the objective. Its `set_rope_base`, where it has one, is called with each phase's RoPE base.
-            Wrapped by parallel.shard for FSDP2; otherwise every process of a process group holds all of it.
+            Of several processes each holds all of it. Where the machine says "fsdp", a copy is sharded and trained, and
+            `policy` has the new weights when the last report has been taken; a policy that parallel.shard was applied
+            to stays sharded.
         loader: makes the microbatches of each step; `loader.consumed` is the place on the timeline.
         optimizer: OptimizerConfig() where none is given.
         dtype: of the matrix products; weights and optimizer stay as they are. "bfloat16" uses autocast.
@@ -117,7 +120,10 @@ def train(
     for part in policy.modules():
         if isinstance(part, Transformer):
             part.compiled, part.recompute = machine.compiles, float(machine.recompute)
-    place, sharded = parallel.world(), parallel.is_sharded(policy)
+    place, home = parallel.world(), policy
+    if place.size > 1 and machine.sharding == "fsdp" and not parallel.is_sharded(policy):
+        policy = parallel.shard(copy.deepcopy(home.to("cpu")).to(device))
+    sharded = parallel.is_sharded(policy)
     if not sharded:
         policy.to(device)
     _check_vocabulary(policy, loader)
@@ -131,18 +137,25 @@ def train(
         if restored is not None:
             loader.restore(restored.loader)
             step = int(restored.counters["step"])
+            _enter((policy, home), timeline.at(loader.consumed - 1))
     if place.size > 1 and not sharded:
         parallel.replicate(policy)
     while loader.consumed < timeline.tokens:
         started = time.perf_counter()
         setting = timeline.at(loader.consumed)
-        _enter(policy, setting)
+        _enter((policy, home), setting)
         batches = loader.next(setting)
-        if not batches:
+        most = parallel.most(len(batches)) if place.size > 1 else len(batches)
+        if not most:
             break
         step += 1
+        if not batches:
+            raise UserError(
+                f"process {place.rank} of {place.size} has nothing to read in step {step}, though others have: make "
+                "steps larger, or start fewer processes"
+            )
         sums = _Sums()
-        for index in range(parallel.most(len(batches)) if sharded else len(batches)):
+        for index in range(most if sharded else len(batches)):
             # sharded processes gather weights together: one that has run out takes part with a last batch that counts 0
             read = batches[min(index, len(batches) - 1)]
             batch = read.to(device)
@@ -182,6 +195,8 @@ def train(
         )
         if saved is not None and (step % saved.config.every_steps == 0 or loader.consumed >= timeline.tokens):
             saved.write(policy, updater, loader=loader.state(), counters={"step": step})
+    if home is not policy:
+        parallel.restore_whole(policy, home.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,19 +239,20 @@ class _Sums:
         return _Total(loss, weight, int(tokens), terms)
 
 
-def _enter(policy: nn.Module, setting: Setting) -> None:
-    """Take on the phase's RoPE base (ABF) and its context, where the model has them."""
-    adapt: Any = getattr(policy, "set_rope_base", None)
-    if adapt is None:
-        return
-    shape: Any = getattr(policy, "config", None)
-    if shape is None:
-        if setting.rope_base:
-            adapt(setting.rope_base)
-        return
-    base, longest = setting.rope_base or shape.rope_base, max(setting.context, shape.max_context)
-    if (shape.rope_base, shape.max_context) != (base, longest):
-        adapt(base, max_context=longest)
+def _enter(models: Sequence[nn.Module], setting: Setting) -> None:
+    """Take on the phase's RoPE base (ABF) and its context, where the models have them."""
+    for model in models:
+        adapt: Any = getattr(model, "set_rope_base", None)
+        if adapt is None:
+            continue
+        shape: Any = getattr(model, "config", None)
+        if shape is None:
+            if setting.rope_base:
+                adapt(setting.rope_base)
+            continue
+        base, longest = setting.rope_base or shape.rope_base, max(setting.context, shape.max_context)
+        if (shape.rope_base, shape.max_context) != (base, longest):
+            adapt(base, max_context=longest)
 
 
 def _check_vocabulary(policy: nn.Module, loader: Loader) -> None:

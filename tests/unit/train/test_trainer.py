@@ -13,6 +13,7 @@ from upweight.core.batches import Loss, TokenBatch
 from upweight.core.errors import Refusal, UserError
 from upweight.core.packing import pack, strip
 from upweight.core.protocols import Objective
+from upweight.core.work import Machine
 from upweight.model.transformer import ModelConfig, make_model
 from upweight.objectives.next_token import NextToken
 from upweight.train.checkpoint import CheckpointConfig
@@ -240,3 +241,30 @@ def test_a_model_of_too_few_embeddings_is_refused() -> None:
 
     with pytest.raises(UserError, match="13 tokens, but the model has embeddings for 12"):
         next(train(make_model(SHAPE, 0), objective=NextToken(), loader=Wide(), timeline=constant(total=1, lr=0.1)))
+
+
+def test_a_run_taken_up_at_its_end_has_the_last_phases_rope_base(tmp_path: Path) -> None:
+    # killed after the last checkpoint and before the model was saved: no step is left that would set it
+    timeline = Timeline([Phase("short", 1, 0.1, 0.1), Phase("long", 1, 0.1, 0.1, context=64, rope_base=5e5)])
+    keep = CheckpointConfig(tmp_path, every_steps=1)
+    list(train(make_model(SHAPE, 0), objective=NextToken(), loader=Fixed(), timeline=timeline, checkpoint=keep))
+    model = make_model(SHAPE, 0)
+    again = train(model, objective=NextToken(), loader=Fixed(), timeline=timeline, checkpoint=keep)
+    assert list(again) == []
+    assert model.config.rope_base == 5e5
+
+
+def test_a_share_to_recompute_is_a_share() -> None:
+    with pytest.raises(UserError, match="expected a share from 0 to 1"):
+        Machine(recompute=1.5)
+
+
+def test_the_machine_says_whether_layers_are_compiled_and_what_they_keep() -> None:
+    assert [Machine(device).compiles for device in ("cpu", "cuda", "cuda:1")] == [False, True, True]
+    assert not Machine("cuda", compile="off").compiles
+    model = make_model(SHAPE, 0)
+    run = train(
+        model, objective=NextToken(), loader=Fixed(), timeline=constant(total=1, lr=0.1), machine=Machine(recompute=0.5)
+    )
+    list(run)
+    assert (model.compiled, model.recompute) == (False, 0.5)
