@@ -23,6 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from upweight.core.errors import UserError
+
 LONGEST_WAIT = timedelta(days=30)
 """How long a process waits for the others: for as long as the first one works alone. Where one of them dies, torchrun
 ends the rest."""
@@ -53,6 +55,8 @@ def joined(device: str = "cpu") -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
         yield world()
         return
+    if device.startswith("cuda:"):
+        raise UserError(f"under torchrun each process takes a device of its own: say --device cuda, not {device}")
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=LONGEST_WAIT)

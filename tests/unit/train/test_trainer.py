@@ -16,6 +16,7 @@ from upweight.core.protocols import Objective
 from upweight.core.work import Machine
 from upweight.model.transformer import ModelConfig, make_model
 from upweight.objectives.next_token import NextToken
+from upweight.train import parallel
 from upweight.train.checkpoint import CheckpointConfig
 from upweight.train.loader import Loader
 from upweight.train.optimizer import OptimizerConfig
@@ -268,3 +269,9 @@ def test_the_machine_says_whether_layers_are_compiled_and_what_they_keep() -> No
     )
     list(run)
     assert (model.compiled, model.recompute) == (False, 0.5)
+
+
+def test_processes_take_devices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="say --device cuda, not cuda:1"), parallel.joined("cuda:1"):
+        pass
