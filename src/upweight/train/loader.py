@@ -223,6 +223,7 @@ class EpochLoader(Loader, Generic[Item]):
             )
         self.items, self.make, self.epochs, self.seed, self.items_a_step = items, make, epochs, seed, items_a_step
         self._state = StepCount()
+        self._last: list[int] = []
 
     @property
     def steps(self) -> int:
@@ -242,12 +243,17 @@ class EpochLoader(Loader, Generic[Item]):
     def identity(self) -> Mapping[str, Any]:
         return {"items": len(self.items), "items_a_step": self.items_a_step, "seed": self.seed}
 
+    def documents(self) -> Sequence[str]:
+        """The last step's items by their place among all, counted from 0."""
+        return [f"item {index}" for index in self._last]
+
     def next(self, setting: Setting) -> Sequence[Batch]:
         epoch, step = divmod(self._state.steps, len(self._parts))
         if epoch >= self.epochs:
             raise ValueError(f"step {self._state.steps} is past the {self.steps} steps of {self.epochs} epochs")
         start = sum(self._parts[:step])
         key = seed_for(self.seed, "order", epoch)
-        places = range(start + self._world.rank, start + self._parts[step], self._world.size)
+        whole = [shuffled(place, len(self.items), key) for place in range(start, start + self._parts[step])]
         self._state.steps += 1
-        return self.make([self.items[shuffled(place, len(self.items), key)] for place in places])
+        self._last = whole
+        return self.make([self.items[index] for index in whole[self._world.rank :: self._world.size]])

@@ -187,6 +187,23 @@ def test_stock_directories_are_opened(tmp_path: Path) -> None:
     assert made.chat_template == template
 
 
+def test_a_hub_name_is_fetched(made: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.save(tmp_path / "snapshot")
+    asked: list[object] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, "*.safetensors" in allow_patterns))
+        if name != "owner/tokens":
+            raise OSError("not found")
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert Tokenizer.load("owner/tokens").fingerprint == made.fingerprint
+    assert asked == [("owner/tokens", False)]  # no weights for a tokenizer
+    with pytest.raises(UserError, match="owner/other is no directory here, and the hub did not give it: not found"):
+        Tokenizer.load("owner/other")
+
+
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path)

@@ -14,7 +14,7 @@ from upweight.core.errors import UserError
 from upweight.core.packing import pack, strip
 from upweight.store.shards import Shards, ShardWriter
 from upweight.train.batching import divided, even_parts
-from upweight.train.loader import Encoded, EpochLoader, Loader, MixtureLoader, PackedLoader
+from upweight.train.loader import Encoded, EncodedShards, EpochLoader, Loader, MixtureLoader, PackedLoader
 from upweight.train.mixture import Piece, filled, quotas
 from upweight.train.parallel import World
 from upweight.train.timeline import Phase, Timeline, constant
@@ -239,6 +239,29 @@ def test_packed_conversations(tmp_path: Path) -> None:
         loader.next(timeline.at(0))
 
 
+def test_conversations_on_disk_are_packed_like_those_in_memory(tmp_path: Path) -> None:
+    items = [conversation(length, 40 * number) for number, length in enumerate([5, 9, 3, 12, 7, 2])]
+    writer = ShardWriter(tmp_path / "e", vocab_size=400, marked=True)
+    for number, item in enumerate(items):
+        writer.write(item.tokens, source=item.source, document_id=f"chats:{number}", trained=item.trained)
+    writer.close()
+    make = {"context": 16, "batch_tokens": 32, "microbatch_tokens": 16, "epochs": 1, "seed": 2}
+    on_disk = EncodedShards(Shards.open(tmp_path / "e"))
+    assert list(on_disk) == items
+    disk, memory = PackedLoader(on_disk, **make), PackedLoader(items, **make)
+    timeline = constant(total=disk.steps, lr=1.0)
+    assert disk.identity() == memory.identity()
+    assert (disk.vocab_size, memory.vocab_size) == (400, 0)
+    seen: list[str] = []
+    while disk.consumed < timeline.tokens:
+        setting = timeline.at(disk.consumed)
+        for one, other in zip(disk.next(setting), memory.next(setting), strict=True):
+            assert torch.equal(one.tokens, other.tokens)
+            assert torch.equal(one.weights, other.weights)
+        seen += disk.documents()  # what a step that breaks is said to be made of
+    assert sorted(seen) == [f"chats:{number}" for number in range(6)]
+
+
 def test_what_packing_refuses() -> None:
     with pytest.raises(UserError, match="trains on none"):
         Encoded((1, 2), (True, False), "chat")  # the first token is never predicted
@@ -261,6 +284,7 @@ def test_items_by_epoch() -> None:
     assert [item for step in seen for item in step] != sorted(item for step in seen for item in step)
     halves = [sorted({t for step in part for t in step} | {0}) for part in (seen[:3], seen[3:])]
     assert halves == [list(range(10)), list(range(10))]
+    assert sorted(loader.documents()) == [f"item {number}" for number in sorted(seen[-1])]
     with pytest.raises(UserError, match="an item for each process"):
         EpochLoader([1], make, items_a_step=1, epochs=1, seed=0, place=World(0, 2))
 
