@@ -48,6 +48,7 @@ from upweight.stages import (
     shard,
     tag,
 )
+from upweight.synthesize.portions import Portions, Take
 from upweight.synthesize.programs import ProgramDocuments
 from upweight.synthesize.refine import Loop
 from upweight.synthesize.stories import StoryDocuments
@@ -111,8 +112,8 @@ def recipe(
 
     # data: read, clean, tag, retrieve, mix
     exercises = (
-        StoryDocuments(of(400_000), seed=seed + 1, dialogue_share=0.3),
-        ProgramDocuments(of(100_000), seed=seed + 1, dialogue_share=0.3),
+        StoryDocuments(of(400_000), seed=seed + 1, damaged_share=0.0, dialogue_share=0.3),
+        ProgramDocuments(of(100_000), seed=seed + 1, damaged_share=0.0, dialogue_share=0.3),
     )
     documents = Step("documents", ingest, ingest.Config(sources=(*corpus, *exercises)))  # type: ignore[arg-type]
     unique = Step("unique", deduplicate, deduplicate.Config(), {"documents": documents, "problems": problems})
@@ -220,7 +221,9 @@ def recipe(
         "pairs",
         pair,
         pair.Config(
-            problems={"stem.jsonl": of(8_000), "code.jsonl": of(1_000)}, teacher_limits=ANSWER, student_limits=ANSWER
+            problems={"stem.jsonl": Take(of(8_000), after=of(6_000)), "code.jsonl": of(1_000)},
+            teacher_limits=ANSWER,
+            student_limits=ANSWER,
         ),
         {"problems": problems, "teacher": teacher, "student": tuned},
     )
@@ -246,13 +249,13 @@ def recipe(
         {"model": tuned, "pairs": problems},
     )
 
-    def staged(name: str, model: Step, files: Mapping[str, int], kind: RewardConfig, steps: int) -> Step:
+    def staged(name: str, model: Step, files: Portions, kind: RewardConfig, steps: int) -> Step:
         is_preference = kind.kind == "preference"
         measured = RewardConfig("answer") if is_preference else kind
         kept = Step(
             f"gate_{name}",
             gate,
-            gate.Config(problems=dict(files), reward=measured, limits=ANSWER),
+            gate.Config(problems=files, reward=measured, limits=ANSWER),
             {"problems": problems, "model": model},
         )
         config = reinforce.Config(
@@ -268,8 +271,10 @@ def recipe(
         inputs = {"model": model, "problems": kept, **({"reward": judge} if is_preference else {})}
         return Step(name, reinforce, config, inputs)
 
-    stem = staged("rl_stem", distilled, {"stem.jsonl": of(4_000)}, RewardConfig("answer"), of(200))
-    code = staged("rl_code", stem, {"code.jsonl": of(2_000)}, RewardConfig("code"), of(60))
+    # each step has problems of its own
+    unseen_stem, unseen_code = Take(of(10_000), after=of(14_000)), Take(of(3_000), after=of(1_000))
+    stem = staged("rl_stem", distilled, {"stem.jsonl": unseen_stem}, RewardConfig("answer"), of(200))
+    code = staged("rl_code", stem, {"code.jsonl": unseen_code}, RewardConfig("code"), of(60))
     final = staged("rl_preference", code, {"preference.jsonl": of(1_500)}, RewardConfig("preference"), of(40))
 
     checkpoints = {
