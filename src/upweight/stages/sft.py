@@ -23,6 +23,7 @@ from upweight.store.shards import Shards, ShardWriter
 from upweight.text.chat import CHATML, EncodedConversation, encode_turns
 from upweight.text.conversations import ConversationDataset, ConversationFiles
 from upweight.text.tokenizer import Tokenizer
+from upweight.train import parallel
 from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import Encoded, EncodedShards, PackedLoader
 from upweight.train.optimizer import OptimizerConfig
@@ -91,6 +92,7 @@ def run(config: Config, work: Work) -> Summary:
     if config.template is not None:
         tokenizer = tokenizer.with_template(config.template)
     encoded, counts = _encoded(config, work, tokenizer)
+    example = _shown(tokenizer, encoded[0])
     loader = PackedLoader(
         encoded,
         context=config.context,
@@ -122,7 +124,6 @@ def run(config: Config, work: Work) -> Summary:
         first, last = first or report, report
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
-    example = _shown(tokenizer, encoded[0])
     for finished in ("checkpoints", ENCODED):
         discard(work.out / finished)
     return {
@@ -143,13 +144,18 @@ COUNTS = "counts.json"
 
 
 def _encoded(config: Config, work: Work, tokenizer: Tokenizer) -> tuple[EncodedShards, Mapping[str, Any]]:
-    """All conversations as token shards, and what was counted; those that an earlier, killed run completed are kept."""
+    """All conversations as token shards, and what was counted; those that an earlier, killed run completed are kept.
+
+    The first of several processes encodes, and all read what it wrote.
+    """
     directory = work.out / ENCODED
-    try:
-        shards = Shards.open(directory, vocab_size=tokenizer.vocab_size)
-    except UserError:
-        _encode(config, work, tokenizer, directory)
-        shards = Shards.open(directory, vocab_size=tokenizer.vocab_size)
+    if parallel.world().rank == 0:
+        try:
+            Shards.open(directory, vocab_size=tokenizer.vocab_size)
+        except UserError:
+            _encode(config, work, tokenizer, directory)
+    directory = Path(parallel.told(str(directory)))
+    shards = Shards.open(directory, vocab_size=tokenizer.vocab_size)
     return EncodedShards(shards), json.loads((directory / COUNTS).read_text())
 
 
