@@ -2,8 +2,8 @@
 
 Where the day goes. The model has 304M parameters (24 layers of width 1024, 32,768 tokens). A token costs 6 x 304M = 1.8
 GFLOP of matrices, forwards and backwards, and 0.3 GFLOP of attention at 2,048 tokens of context: 2.1 GFLOP. At 35% of
-the 989 TFLOP/s that an H100 is sold with (an assumption: `upweight plan small --device cuda` measures yours) that is
-160,000 tokens a second.
+the 989 TFLOP/s that an H100 is sold with that is 160,000 tokens a second. The 35% is an assumption: a 0.6B model had
+36-42% on an H200 (docs/benchmarks.md), this one was not measured; `upweight plan small --device cuda` measures yours.
 
     pretraining                7.0G tokens / 160k = 12.2 h    23 tokens a parameter, in the report's proportions
     supervised fine-tuning     1.6G tokens / 160k =  2.8 h    two stages and the teacher, 2,700 tokens a conversation
