@@ -79,8 +79,8 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
             preference=of(800, 100),
             reserved_stem=of(240, 24),
             reserved_code=of(60, 12),
-            gold_stem=of(2400, 160),
-            gold_code=of(600, 60),
+            gold_stem=of(2000, 160),
+            gold_code=of(1000, 60),
             preference_pairs=of(1500, 200),
             fewest_steps=fewest_steps,
             most_steps=most_steps,
@@ -108,7 +108,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
                     most_steps=most_steps,
                     largest_value=largest_value,
                 ),
-                ProgramDocuments(of(5_000, 800), seed=seed + 1, damaged_share=0.25, dialogue_share=0.25, most_steps=2),
+                ProgramDocuments(of(5_000, 800), seed=seed + 1, damaged_share=0.2, dialogue_share=0.45, most_steps=2),
             )
         ),
     )
@@ -149,8 +149,12 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         shard,
         shard.Config(
             pools={
+                "math_dialogue": shard.Pool(("dialogue",), ("story-*",)),
+                "code_dialogue": shard.Pool(("dialogue",), ("code-*",)),
+            }
+            | {
                 name: shard.Pool((name,))
-                for name in ("dialogue", "math_high", "math_medium", "code_high", "text_high", "text_medium")
+                for name in ("math_high", "math_medium", "code_high", "text_high", "text_medium")
             },
             vocabulary=1024,
             control_sources=("*-dialogue",),
@@ -162,8 +166,8 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     # FG-WSD: the rate stays while the mixture gets better; the decay doubles the context and raises the RoPE base
     timeline = fg_wsd(
         warmup=of(100_000, 10_000),
-        diverse=of(1_000_000, 60_000),
-        high_quality=of(800_000, 50_000),
+        diverse=of(900_000, 60_000),
+        high_quality=of(700_000, 50_000),
         decay=of(1_100_000, 80_000),
         peak_lr=0.02,
         end_lr=0.0004,
@@ -176,14 +180,20 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
                 "text_medium": 0.17,
             },
             "diverse": {
-                "math_high": 0.57,
+                "math_high": 0.58,
                 "math_medium": 0.12,
-                "code_high": 0.07,
+                "code_high": 0.06,
                 "text_high": 0.12,
                 "text_medium": 0.12,
             },
-            "high_quality": {"math_high": 0.80, "code_high": 0.08, "text_high": 0.12},
-            "decay": {"math_high": 0.36, "code_high": 0.06, "dialogue": 0.54, "text_high": 0.04},
+            "high_quality": {"math_high": 0.82, "code_high": 0.06, "text_high": 0.12},
+            "decay": {
+                "math_high": 0.36,
+                "code_high": 0.04,
+                "math_dialogue": 0.44,
+                "code_dialogue": 0.12,
+                "text_high": 0.04,
+            },
         },
         context=192,
         rope_base=10_000.0,
@@ -210,7 +220,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
 
     gold = "problems/gold.jsonl"
     teacher = tune("teacher", base, (sft.Part(gold),), 2, {"problems": problems})
-    cold_start = tune("cold_start", base, (sft.Part(gold, most=of(256, 64)),), 3, {"problems": problems})
+    cold_start = tune("cold_start", base, (sft.Part(gold, most=of(384, 64)),), 3, {"problems": problems})
     refined = Step(
         "refined",
         refine,
@@ -224,7 +234,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
     tuned = tune(
         "sft",
         cold_start,
-        (sft.Part("chains/conversations.jsonl"), sft.Part(gold, most=of(256, 64))),
+        (sft.Part("chains/conversations.jsonl"), sft.Part(gold, most=of(384, 64))),
         2,
         {"chains": chains, "problems": problems},
     )
@@ -276,8 +286,8 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         config = reinforce.Config(
             reward=kind,
             steps=steps,
-            problems_a_step=32,
-            group=8,
+            problems_a_step=64,
+            group=4,
             limits=Limits(ANSWER_TOKENS),
             learning_rate=rate,
             optimizer=optimizer(0.3),
@@ -285,10 +295,10 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         return Step(name, reinforce, config, inputs)
 
     fresh = {"stem.jsonl": Take(gated_stories, after=refined_stories + paired_stories)}
-    stem = staged("rl_stem", distilled, fresh, RewardConfig("answer"), of(100, 3), 0.001)
+    stem = staged("rl_stem", distilled, fresh, RewardConfig("answer"), of(110, 3), 0.0015)
     code = staged("rl_code", stem, {"code.jsonl": of(160, 40)}, RewardConfig("code"), of(12, 2), 0.0005)
     final = staged(
-        "rl_preference", code, {"preference.jsonl": of(128, 32)}, RewardConfig("preference"), of(8, 2), 0.0003
+        "rl_preference", code, {"preference.jsonl": of(128, 32)}, RewardConfig("preference"), of(8, 2), 0.0001
     )
 
     checkpoints = {
