@@ -3,10 +3,11 @@
 Queries, keys and values come as one tensor [row time kv_head slot size]: the slots of a key/value head are its query
 heads, then the key, then the value.
 
-- CPU: tiles of plain matrix products, see model/tiled_attention.py.
+- CPU: tiles of plain matrix products, see model/tiled_attention.py. In compiled layers the compiler fuses the rotary
+  turn with what lies around it and leaves the tiles to plain torch.
 - CUDA: flex attention, whose block mask skips what the packing makes invisible; torch's flash attention where rows hold
   one sequence each.
-- elsewhere, and in compiled layers on a CPU: torch's attention with an explicit mask.
+- elsewhere: torch's attention with an explicit mask.
 """
 
 import functools
@@ -19,8 +20,9 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from upweight.model import layers
 from upweight.model.rope import turn
-from upweight.model.tiled_attention import Tile, attend_in_tiles, tiles_of
+from upweight.model.tiled_attention import Tile, attend_in_tiles, attend_turned, tiles_of
 
 SMALLEST_FLEX_HEAD = 16
 """Flex attention on CUDA takes no smaller heads; such toys get an explicit mask."""
@@ -28,15 +30,20 @@ SMALLEST_FLEX_HEAD = 16
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """On a CPU: the rotary turn at each place, and the parts of the score matrix in which something is visible."""
+    """On a CPU: the rotary turn at each place, and the parts of the score matrix in which something is visible.
+
+    Attributes:
+        rotations, turns: the turn as a complex number, and as cosine and sine for the compiler.
+    """
 
     rotations: Complex[Tensor, "row time 1 1 pair"]
+    turns: Float[Tensor, "row time 1 1 pair 2"]
     parts: tuple[Tile, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """On other devices, and for the compiler.
+    """On other devices.
 
     Attributes:
         turns: the rotary turn at each place, as cosine and sine.
@@ -58,9 +65,8 @@ def make_scope(
     segments: Int[Tensor, "row time"] | None,
     starts: Int[Tensor, "row time"] | None,
     heads: int,
+    dtype: torch.dtype,
     prefixes: Int[Tensor, "row time"] | None = None,
-    *,
-    compiled: bool = False,
 ) -> Scope:
     """Each token sees itself and what precedes it in its own segment and in that which this one continues.
 
@@ -68,14 +74,14 @@ def make_scope(
 
     Args:
         starts: where that which each token may attend to begins; None like `segments` where each row is one sequence.
+        dtype: of the matrix products.
         prefixes: None where no segment continues another.
-        compiled: whether the layers that take it are compiled: the tiles of a CPU are made for plain torch.
     """
     row, time = rotations.shape[:2]
     kind = rotations.device.type
-    if kind == "cpu" and not compiled:
-        return Tiles(rotations, tiles_of(row, time, heads, segments, starts, prefixes))
     turns = torch.view_as_real(rotations)
+    if kind == "cpu":
+        return Tiles(rotations, turns, tiles_of(row, time, heads, segments, starts, prefixes, dtype))
     if segments is None:
         return Mask(turns)
     if kind == "cuda" and 2 * rotations.shape[-1] >= SMALLEST_FLEX_HEAD:
@@ -89,9 +95,14 @@ def make_scope(
 
 def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Float[Tensor, "row time features"]:
     """softmax(q k^T / sqrt(size)) v for each head, the heads side by side."""
-    if isinstance(scope, Tiles):
-        return attend_in_tiles(qkv, scope.rotations, scope.parts)
     group = qkv.shape[3] - 2
+    if isinstance(scope, Tiles):
+        if layers.by_hand(qkv):
+            return attend_in_tiles(qkv, scope.rotations, scope.parts)
+        query = turn(qkv[:, :, :, :group], scope.turns * qkv.shape[4] ** -0.5).transpose(1, 2).contiguous()
+        key = turn(qkv[:, :, :, group : group + 1], scope.turns)[:, :, :, 0].transpose(1, 2).contiguous()
+        seen: Tensor = _attend_turned(query, key, qkv[:, :, :, group + 1].transpose(1, 2).contiguous(), scope)
+        return seen
     query = turn(qkv[:, :, :, :group], scope.turns).flatten(2, 3).transpose(1, 2)
     key = turn(qkv[:, :, :, group : group + 1], scope.turns)[:, :, :, 0].transpose(1, 2)
     value = qkv[:, :, :, group + 1].transpose(1, 2)
@@ -107,6 +118,12 @@ def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Fl
             query, key, value, attn_mask=scope.seen, is_causal=scope.seen is None, enable_gqa=shared
         )
     return out.transpose(1, 2).flatten(2)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_turned(query: Tensor, key: Tensor, value: Tensor, scope: Tiles) -> Tensor:
+    # given whole: were the parts taken out of it within the compiler, other parts would mean to compile anew
+    return attend_turned(query, key, value, scope.parts)
 
 
 def attend_cached(

@@ -24,6 +24,9 @@ from torch.nn import functional
 CHUNK_LOGITS = 1 << 23
 """Logits held at once on a CPU (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
 
+ROWS_ADDED = 1 << 13
+"""Rows of a gradient to which a bf16 product is added at once on a CPU, which makes an fp32 copy of the product."""
+
 CUDA_CHUNK_BYTES = 1 << 30
 """The same on CUDA: small chunks would add to the gradient of the unembedding too often."""
 
@@ -235,11 +238,16 @@ def _gradient_by_logit(
 
 
 def add_product(total: Float[Tensor, "rows columns"], left: Tensor, right: Tensor) -> None:
-    """total += left right, added up in the dtype of `total` though the factors may be of a shorter one."""
+    """total += left right, added up in the dtype of `total` though the factors may be of a shorter one.
+
+    On a CPU each product is rounded to the dtype of its factors first: it has no kernel that would not.
+    """
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif total.device.type != "cuda" or total.dtype != torch.float32:
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+        for start in range(0, len(total), ROWS_ADDED):
+            rows = slice(start, start + ROWS_ADDED)
+            total[rows].add_(torch.mm(left[rows], right))
     elif _adds_in_float32():
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:

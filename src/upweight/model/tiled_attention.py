@@ -5,9 +5,9 @@
 
 A tile is some rows of the batch, `QUERIES` queries and the keys that any of them can see: from the beginning of the
 first query's sequence to the last query. What the future and other sequences of the row hold is mostly never computed.
-Query heads that share a key fold into the rows of one product. A tile's scores stay in the processor's cache, which is
-where most of the speed comes from: untiled, the same products take about three times as long, and torch's own attention
-1.3 to 1.6 times (docs/log).
+Query heads that share a key fold into the rows of one product, without a copy: queries lie by time, then by head. A
+tile's scores stay in the processor's cache, which is where most of the speed comes from: untiled, the same products
+take about three times as long, and torch's own attention 1.3 to 1.6 times (docs/log).
 
 Up to `KEPT_SCORES` the probabilities are kept for the gradient, beyond they are computed again.
 """
@@ -25,18 +25,25 @@ QUERIES = 64
 TILE_SCORES = 1 << 18
 """About how many scores a tile holds: 1 MB in fp32."""
 
+SHORT_TILE_SCORES = 1 << 20
+"""The same in bf16, whose products cost more to begin."""
+
 KEPT_SCORES = 1 << 26
 """Scores of one layer up to which probabilities are kept for the gradient: 256 MB in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A part of the score matrix: rows of the batch, queries, keys, and what is added to their scores (0 or -inf)."""
+    """A part of the score matrix: rows of the batch, queries, keys.
+
+    Attributes:
+        bias: what is added to the scores of the last keys of the tile (0 or -inf); all see the keys before them.
+    """
 
     rows: slice
     queries: slice
     keys: slice
-    bias: Float[Tensor, "rows 1 1 query key"]
+    bias: Float[Tensor, "rows 1 query 1 last"]
 
 
 def tiles_of(
@@ -46,34 +53,47 @@ def tiles_of(
     segments: Int[Tensor, "row time"] | None,
     starts: Int[Tensor, "row time"] | None,
     prefixes: Int[Tensor, "row time"] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tile, ...]:
     """The tiles of a batch. They hold every visible pair once, and no query is without its own key.
 
-    `starts` is where that which each token may attend to begins; it never falls along a row.
+    `starts` is where that which each token may attend to begins; it never falls along a row. `dtype` is that of the
+    products, which decides how large a tile is best.
     """
     queries = min(QUERIES, time)
-    rows = max(1, TILE_SCORES // (heads * queries * max(queries, time // 2)))
+    most = TILE_SCORES if dtype == torch.float32 else SHORT_TILE_SCORES
+    rows = max(1, most // (heads * queries * max(queries, time // 2)))
     begins = None if starts is None else starts[:, ::QUERIES].tolist()
+    # two segments that continue a third begin with it, so they would pass for one
+    ends = [] if starts is None or prefixes is not None else starts[:, QUERIES - 1 :: QUERIES].tolist()
     tiles = []
     past: dict[int, Tensor] = {}
     for first_row in range(0, row, rows):
         last_row = min(first_row + rows, row)
+        place = range(first_row, last_row)
         for index, first in enumerate(range(0, time, QUERIES)):
             end = min(first + QUERIES, time)
-            begin = 0 if begins is None else min(begins[place][index] for place in range(first_row, last_row))
-            if segments is None:
-                bias = past.get(first)
+            begin = 0 if begins is None else min(begins[at][index] for at in place)
+            if begins is None or (ends and all(_one_sequence(begins[at], ends[at], index, begin) for at in place)):
+                bias = past.get(end - first)
                 if bias is None:
-                    bias = past[first] = _bias(torch.arange(first, end)[:, None] >= torch.arange(end))[None]
+                    causal = torch.ones(end - first, end - first, dtype=torch.bool).tril()
+                    bias = past[end - first] = _bias(causal[None])
             else:
+                assert segments is not None
                 part = segments[first_row:last_row]
                 seen = part[:, first:end, None] == part[:, None, begin:end]
                 if prefixes is not None:
                     seen |= prefixes[first_row:last_row, first:end, None] == part[:, None, begin:end]
                 bias = _bias(seen & (torch.arange(first, end)[:, None] >= torch.arange(begin, end)))
-            place = slice(first_row, last_row), slice(first, end), slice(begin, end)
-            tiles.append(Tile(*place, bias[:, None, None]))
+            parts = slice(first_row, last_row), slice(first, end), slice(begin, end)
+            tiles.append(Tile(*parts, bias[:, None, :, None]))
     return tuple(tiles)
+
+
+def _one_sequence(begins: list[int], ends: list[int], index: int, begin: int) -> bool:
+    """Whether all queries of a tile belong to the one sequence that begins with the tile's first key."""
+    return index < len(ends) and begins[index] == begin == ends[index]
 
 
 def _bias(seen: Tensor) -> Tensor:
@@ -86,57 +106,84 @@ def attend_in_tiles(
     tiles: tuple[Tile, ...],
 ) -> Float[Tensor, "row time features"]:
     """Rotary attention; the slots of a key/value head are its query heads, its key, its value."""
-    seen: Tensor = _TiledAttention.apply(qkv, rotations, tiles)
+    query, key, value = _Turn.apply(qkv, rotations)
+    return attend_turned(query, key, value, tiles)
+
+
+def attend_turned(
+    query: Float[Tensor, "row kv_head time group size"],
+    key: Float[Tensor, "row kv_head time size"],
+    value: Float[Tensor, "row kv_head time size"],
+    tiles: tuple[Tile, ...],
+) -> Float[Tensor, "row time features"]:
+    """The same of queries, divided by sqrt(size), and keys that are turned already."""
+    seen: Tensor = _TiledAttention.apply(query.contiguous(), key.contiguous(), value.contiguous(), tiles)
     return seen.flatten(2)
+
+
+class _Turn(torch.autograd.Function):
+    """Queries, keys and values apart, each in the order in which a tile reads them."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        row, time, kv_heads, slots, size = qkv.shape
+        ctx.save_for_backward(rotations)
+        query = qkv.new_empty(row, kv_heads, time, slots - 2, size)
+        key = qkv.new_empty(row, kv_heads, time, size)
+        by_time = rotations.transpose(1, 2)
+        _turn(qkv[:, :, :, :-2].transpose(1, 2), by_time * size**-0.5, query)
+        _turn(qkv[:, :, :, -2].transpose(1, 2), by_time[:, :, :, 0], key)
+        return query, key, qkv[:, :, :, -1].transpose(1, 2).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        by_query, by_key, by_value = gradients
+        row, kv_heads, time, group, size = by_query.shape
+        back = ctx.saved_tensors[0].conj().resolve_conj()
+        by_qkv = by_query.new_empty(row, time, kv_heads, group + 2, size)
+        _turn(by_query.transpose(1, 2), back * size**-0.5, by_qkv[:, :, :, :-2])
+        _turn(by_key.transpose(1, 2), back[:, :, :, 0], by_qkv[:, :, :, -2])
+        by_qkv[:, :, :, -1] = by_value.transpose(1, 2)
+        return by_qkv, None
 
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rotations: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-        row, time, kv_heads, slots, size = qkv.shape
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
+        row, kv_heads, time, group, size = query.shape
+        out = query.new_empty(row, time, kv_heads, group, size)
+        scores = sum(_length(tile.rows) * _length(tile.queries) * _length(tile.keys) for tile in tiles)
+        keep = any(ctx.needs_input_grad) and scores * kv_heads * group <= KEPT_SCORES
+        kept = []
         with torch.autocast("cpu", enabled=False):
-            turned = qkv.new_empty(row, kv_heads, slots - 1, time, size)
-            _turn(qkv[:, :, :, :-1].permute(0, 2, 3, 1, 4), rotations.permute(0, 2, 3, 1, 4), turned)
-            query, key, value = turned[:, :, :-1], turned[:, :, -1], qkv[:, :, :, -1].transpose(1, 2).contiguous()
-            out = qkv.new_empty(row, time, kv_heads, slots - 2, size)
-            scores = sum(tile.bias.shape[-1] * tile.bias.shape[-2] * _length(tile.rows) for tile in tiles)
-            keep = ctx.needs_input_grad[0] and scores * kv_heads * (slots - 2) <= KEPT_SCORES
-            kept = []
             for tile in tiles:
                 probabilities = _probabilities(tile, query, key)
                 seen = torch.bmm(probabilities, _of(value, tile.rows, tile.keys))
-                out[tile.rows, tile.queries] = _unfold(seen, tile, kv_heads).permute(0, 3, 1, 2, 4)
+                out[tile.rows, tile.queries] = _unfold(seen, query, tile).transpose(1, 2)
                 if keep:
                     kept.append(probabilities)
-        ctx.save_for_backward(turned, value, rotations, *kept)
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.tiles = tiles
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        turned, value, rotations, *kept = ctx.saved_tensors
-        row, kv_heads, slots, time, size = turned.shape
-        query, key = turned[:, :, :-1], turned[:, :, -1]
-        outer = gradients[0].to(turned.dtype).permute(0, 2, 3, 1, 4)
-        by_turned = torch.zeros_like(turned)
-        by_value = torch.zeros_like(value)
-        by_key = torch.zeros_like(value)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, *kept = ctx.saved_tensors
+        outer = gradients[0].transpose(1, 2).to(query.dtype, memory_format=torch.contiguous_format)
+        by_query = torch.empty_like(query)
+        by_value = torch.zeros_like(value, dtype=torch.float32)
+        by_key = torch.zeros_like(value, dtype=torch.float32)
         for index, tile in enumerate(ctx.tiles):
             probabilities = kept[index] if kept else _probabilities(tile, query, key)
-            gradient = outer[tile.rows, :, :, tile.queries].reshape(*probabilities.shape[:2], size)
+            gradient = _folded(outer, tile)
             by_probability = torch.bmm(gradient, _of(value, tile.rows, tile.keys).transpose(1, 2))
             by_score = torch._softmax_backward_data(by_probability, probabilities, -1, probabilities.dtype)
-            by_query = torch.bmm(by_score, _of(key, tile.rows, tile.keys))
-            by_turned[tile.rows, :, :-1, tile.queries] = _unfold(by_query, tile, kv_heads)
+            of_tile = torch.bmm(by_score, _of(key, tile.rows, tile.keys))
+            by_query[tile.rows, :, tile.queries] = _unfold(of_tile, query, tile)
             # not baddbmm_, which falls back to one product at a time where its target is a part of a tensor
             _of(by_value, tile.rows, tile.keys).add_(torch.bmm(probabilities.transpose(1, 2), gradient))
-            _of(by_key, tile.rows, tile.keys).add_(torch.bmm(by_score.transpose(1, 2), _folded(tile, query)))
-        by_turned[:, :, -1] = by_key
-        by_turned[:, :, :-1].mul_(size**-0.5)
-        by_qkv = value.new_empty(row, time, kv_heads, slots + 1, size)
-        by_qkv[:, :, :, -1] = by_value.transpose(1, 2)
-        _turn(by_turned.permute(0, 3, 1, 2, 4), rotations.conj().resolve_conj(), by_qkv[:, :, :, :-1])
-        return by_qkv, None, None
+            _of(by_key, tile.rows, tile.keys).add_(torch.bmm(by_score.transpose(1, 2), _folded(query, tile)))
+        return by_query, by_key.to(key.dtype), by_value.to(value.dtype), None
 
 
 def _turn(heads: Tensor, rotations: Tensor, out: Tensor) -> None:
@@ -149,22 +196,22 @@ def _turn(heads: Tensor, rotations: Tensor, out: Tensor) -> None:
 
 
 def _probabilities(tile: Tile, query: Tensor, key: Tensor) -> Tensor:
-    """[rows x kv_head, group x query, key]"""
-    scores = torch.bmm(_folded(tile, query), _of(key, tile.rows, tile.keys).transpose(1, 2))
-    _unfold(scores, tile, query.shape[1]).add_(tile.bias)
+    """[rows x kv_head, query x group, key]"""
+    scores = torch.bmm(_folded(query, tile), _of(key, tile.rows, tile.keys).transpose(1, 2))
+    # a bias of another dtype would have the scores copied there and back
+    _unfold(scores, query, tile)[..., -tile.bias.shape[-1] :].add_(tile.bias.to(scores.dtype))
     return torch.softmax(scores, dim=-1)
 
 
-def _folded(tile: Tile, query: Tensor) -> Tensor:
-    """The tile's queries divided by sqrt(size), the heads of a group one below the other."""
-    part = query[tile.rows, :, :, tile.queries] * query.shape[-1] ** -0.5
-    folded: Tensor = part.flatten(0, 1).flatten(1, 2)
-    return folded
+def _folded(whole: Tensor, tile: Tile) -> Tensor:
+    """A view of the tile's queries, or of what else is laid out like them: [rows x kv_head, query x group, size]."""
+    part: Tensor = whole[tile.rows, :, tile.queries].flatten(2, 3).flatten(0, 1)
+    return part
 
 
-def _unfold(folded: Tensor, tile: Tile, kv_heads: int) -> Tensor:
-    """[rows kv_head group query ...] of what has the heads of a group one below the other."""
-    unfolded: Tensor = folded.unflatten(0, (-1, kv_heads)).unflatten(2, (-1, _length(tile.queries)))
+def _unfold(folded: Tensor, query: Tensor, tile: Tile) -> Tensor:
+    """[rows kv_head query group ...] of what is folded like the tile's queries."""
+    unfolded: Tensor = folded.unflatten(0, (-1, query.shape[1])).unflatten(2, (_length(tile.queries), -1))
     return unfolded
 
 

@@ -29,6 +29,7 @@ from upweight.model.attention import Scope, attend, attend_cached, make_scope
 from upweight.model.cache import Cache, Window
 from upweight.model.config import ModelConfig
 from upweight.model.layers import RmsNorm, swiglu
+from upweight.model.logprobs import compute_dtype
 from upweight.model.rope import RopeTable, rotate
 
 __all__ = ["Block", "ModelConfig", "Transformer", "make_model"]
@@ -181,7 +182,7 @@ class Transformer(nn.Module):
         trained = torch.is_grad_enabled()
         compiled = self.compiled and trained
         rotations = self._rope.rotations(positions, time)
-        scope = make_scope(rotations, segments, starts, self.config.heads, prefixes, compiled=compiled)
+        scope = make_scope(rotations, segments, starts, self.config.heads, compute_dtype(x), prefixes)
         again = round(self.recompute * len(self.layers)) if trained and not compiled else 0
         with _kept_share(1.0 - self.recompute) if compiled else contextlib.nullcontext():
             for index, layer in enumerate(self.layers):

@@ -27,7 +27,7 @@ from upweight.core.identity import plain
 from upweight.core.protocols import Objective
 from upweight.core.work import Machine
 from upweight.model.transformer import Transformer
-from upweight.train import parallel
+from upweight.train import cpu, parallel
 from upweight.train.batching import Loader
 from upweight.train.checkpoint import CheckpointConfig, Checkpoints
 from upweight.train.optimizer import Optimizer, OptimizerConfig
@@ -117,9 +117,13 @@ def train(
     """
     machine = machine or Machine()
     device = torch.device(machine.device)
+    compiled = machine.compiles
+    if device.type == "cpu":
+        cpu.keep_freed_memory()
+        compiled = compiled and cpu.has_compiler()
     for part in policy.modules():
         if isinstance(part, Transformer):
-            part.compiled, part.recompute = machine.compiles, float(machine.recompute)
+            part.compiled, part.recompute = compiled, float(machine.recompute)
     place, home = parallel.world(), policy
     if place.size > 1 and machine.sharding == "fsdp" and not parallel.is_sharded(policy):
         policy = parallel.shard(copy.deepcopy(home.to("cpu")).to(device))
@@ -275,7 +279,8 @@ def _precision(device: torch.device, dtype: str) -> contextlib.AbstractContextMa
     if dtype == "float32":
         return contextlib.nullcontext()
     if dtype == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
+        # without its cache of bfloat16 weights, which would outlive the layers that are computed again
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
     raise UserError(f"dtype is {dtype!r}: expected 'float32' or 'bfloat16'")
 
 

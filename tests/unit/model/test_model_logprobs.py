@@ -209,3 +209,12 @@ def test_a_teacher_that_does_not_fit_is_refused() -> None:
         chunked_kl(hidden, unembedding, stored)
     with pytest.raises(ValueError, match="stored at temperature 1"):
         chunked_kl(hidden, unembedding, stored, temperature=2.0)
+
+
+def test_a_product_is_added_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "ROWS_ADDED", 3)
+    left, right = torch.arange(8.0).view(8, 1).bfloat16(), torch.tensor([[1.0, 2.0]]).bfloat16()
+    total = torch.full((8, 2), 1000.25)
+    logprobs.add_product(total, left, right)
+    # row i: 1000.25 + i (1, 2); a bfloat16 total could not hold the quarter
+    assert total.tolist() == [[1000.25 + i, 1000.25 + 2 * i] for i in range(8)]

@@ -1,5 +1,8 @@
 """The decoder: packing, positions, the cache, initialisation, and its speed-minded layers against plain ones."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional
@@ -155,6 +158,61 @@ def test_tiles_compute_attention_and_its_gradient(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     if packed:  # 3 blocks of queries; row 1 is one document, so the tiles of rows 0 and 1 start at its beginning
         assert [tile.keys.start for tile in tiles] == [0, 0, 0, 0, 2, 2]
+
+
+def test_a_tile_within_one_sequence_masks_only_its_own_future(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_attention, "QUERIES", 4)
+    segments = torch.tensor([[0] * 8 + [1] * 4 + [2] * 4])
+    starts = torch.tensor([[0] * 8 + [8] * 4 + [12] * 4])
+    tiles = tiled_attention.tiles_of(1, 16, 1, segments, starts)
+    # queries 4-7 see keys 0-3 all, so the bias of their tile is that of the last 4 keys; none reaches back further
+    assert [(tile.keys.start, tile.keys.stop, tile.bias.shape[-1]) for tile in tiles] == [
+        (0, 4, 4),
+        (0, 8, 4),
+        (8, 12, 4),
+        (12, 16, 4),
+    ]
+
+
+def test_gradients_of_many_tiles_add_up_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    # query t sees t + 1 keys alike, so a gradient of ones gives the first value 1/1 + 1/2 + ... + 1/512 = 6.8165; the
+    # last tiles add 8/512 = 0.016, which a bfloat16 sum of 6.8, whose steps are 0.031, would not take up
+    monkeypatch.setattr(tiled_attention, "QUERIES", 8)
+    time = 512
+    qkv = torch.zeros(1, time, 1, 3, 2, dtype=torch.bfloat16, requires_grad=True)
+    tiles = tiled_attention.tiles_of(1, time, 1, None, None, dtype=torch.bfloat16)
+    out = tiled_attention.attend_in_tiles(qkv, torch.ones(1, time, 1, 1, 1, dtype=torch.complex64), tiles)
+    (gradient,) = torch.autograd.grad(out, qkv, torch.ones_like(out))
+    assert gradient[0, 0, 0, 2, 0].item() == pytest.approx(6.8165, rel=0.005)
+
+
+def test_layers_are_compiled_once_for_all_packings() -> None:
+    # in a process of its own: the compiler would take minutes to read the checks that the test runner puts around all
+    found = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True, check=True).stdout
+    counts = [int(line) for line in found.split()]
+    assert counts[0] > 0
+    assert counts == [counts[0]] * 3  # other tiles, the same graphs
+
+
+COMPILES = """
+import torch
+from upweight.model import tiled_attention, transformer
+from upweight.model.transformer import ModelConfig, make_model
+
+graphs = []
+layer = torch.compile(transformer.Block.apply_to, backend=lambda graph, inputs: graphs.append(graph) or graph)
+transformer._compiled_layer = lambda: layer
+tiled_attention.QUERIES = 4
+model = make_model(ModelConfig(vocab_size=50, width=16, layers=2, heads=4, kv_heads=2, ffn=24), 0)
+tokens = torch.arange(48).view(2, 24)
+for length in (24, 9, 3):
+    segments = (torch.arange(24) // length).expand(2, 24)
+    model.compiled = False
+    plain = model(tokens, None, segments)
+    model.compiled = True
+    torch.testing.assert_close(model(tokens, None, segments), plain)
+    print(len(graphs))
+"""
 
 
 def test_padding_gives_no_nan_and_no_gradient_elsewhere() -> None:

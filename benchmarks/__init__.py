@@ -1,0 +1,1 @@
+"""Our speed against that of other trainers, measured side by side: `python -m benchmarks --help`."""

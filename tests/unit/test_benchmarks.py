@@ -1,0 +1,66 @@
+"""The arithmetic of the benchmarks, and the table that they keep. Contests take minutes and run by hand."""
+
+import threading
+from multiprocessing import Pipe
+from pathlib import Path
+
+from benchmarks.contest import Ratio, Turn, Turns, ratio
+from benchmarks.table import HEAD, Row, put
+from benchmarks.work import LONGEST, SHAPES, SHORTEST, samples
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    # 10/5 = 2, 30/10 = 3, 8/2 = 4; the ratio of the medians would be 10/5 = 2
+    assert ratio([10, 30, 8], [5, 10, 2]) == Ratio(3.0, 2.0, 4.0)
+    assert str(Ratio(3.0, 2.0, 4.0)) == "3.00 (2.00-4.00)"
+
+
+def test_a_contender_is_held_between_its_turns() -> None:
+    parent, child = Pipe()
+    done: list[bool] = []
+
+    def work() -> None:
+        turns = Turns(child, warmup=2, steps=3)
+        while turns.step(10):
+            done.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert parent.recv() is None  # warm
+    assert len(done) == 1
+    parent.send(True)
+    turn = parent.recv()
+    assert isinstance(turn, Turn)
+    assert turn.units == 30  # the two steps of the warmup are not counted
+    assert len(done) == 4
+    parent.send(False)
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_the_table_replaces_what_was_measured_again(tmp_path: Path) -> None:
+    file = tmp_path / "benchmarks.md"
+    file.write_text("# Benchmarks\n\nAfter the table nothing is lost.\n")
+
+    def row(peer: str, median: float) -> Row:
+        return Row("work", peer, "2 against 1", Ratio(median, median, median), "command", "machine", "float32")
+
+    put([row("a", 1.0), row("b", 2.0)], file)
+    put([row("a", 3.0)], file)
+    lines = file.read_text().splitlines()
+    assert lines[2] == "After the table nothing is lost."
+    first = lines.index(HEAD) + 2
+    assert [line.split("|")[2:5:2] for line in lines[first:]] == [
+        [" a ", " 3.00 (3.00-3.00) "],
+        [" b ", " 2.00 (2.00-2.00) "],
+    ]
+
+
+def test_shapes_and_samples_are_what_the_table_says() -> None:
+    assert round(SHAPES["5.5M"].parameter_count() / 1e6, 1) == 5.5
+    assert round(SHAPES["21M"].parameter_count() / 1e6) == 21
+    lengths = [len(tokens) for tokens, _ in samples(4096, 200)]
+    assert min(lengths) >= SHORTEST
+    assert max(lengths) <= LONGEST
+    tokens, trained = samples(4096, 1)[0]
+    assert sum(trained) == len(tokens) - round(len(tokens) / 3)
