@@ -8,7 +8,6 @@ import pytest
 
 from upweight.train import cpu
 
-
 FAULTS = """
 import resource
 import torch
