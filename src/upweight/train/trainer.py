@@ -46,7 +46,7 @@ class StepReport:
 
     Attributes:
         step: counted from 1.
-        consumed: the place on the timeline after this step.
+        began, consumed: the places on the timeline before and after this step.
         loss: total / weight over the whole step; nan where nothing was trained.
         weight: what the loss was divided by. 0: nothing was trained and the weights stayed as they were (`skipped`).
         terms: the objective's named terms, each divided by its own weight, and its maxima.
@@ -66,6 +66,7 @@ class StepReport:
     gradient_norm: float
     tokens: int
     seconds: float
+    began: int = 0
     flops: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
 
@@ -145,8 +146,8 @@ def train(
     if place.size > 1 and not sharded:
         parallel.replicate(policy)
     while loader.consumed < timeline.tokens:
-        started = time.perf_counter()
-        setting = timeline.at(loader.consumed)
+        started, began = time.perf_counter(), loader.consumed
+        setting = timeline.at(began)
         _enter((policy, home), setting)
         batches = loader.next(setting)
         most = parallel.most(len(batches)) if place.size > 1 else len(batches)
@@ -194,6 +195,7 @@ def train(
             gradient_norm=norm,
             tokens=total.tokens,
             seconds=time.perf_counter() - started,
+            began=began,
             flops=_flops(policy, setting, total.tokens),
             shares=loader.shares(),
         )

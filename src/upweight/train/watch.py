@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 
@@ -18,7 +19,6 @@ def watched(
     *,
     total: float | int,
     unit: str,
-    done: float | int = 0,
     machine: Machine | None = None,
     dtype: str = "float32",
 ) -> Iterator[StepReport]:
@@ -28,15 +28,16 @@ def watched(
     ("mfu"): its operations as a share of what the matrix products of this machine reach.
 
     Args:
-        total, unit: the length of the timeline and what it counts (tokens, steps).
-        done: how far an earlier run came; the bar starts there.
+        total, unit: the length of the timeline and what it counts (tokens, steps). The bar starts where an earlier run
+            came to, so that rate and ETA are this run's.
         machine, dtype: what utilisation is measured against; without a machine it is left out.
     """
-    with monitor.track(label, total=total, unit=unit, done=done) as bar:
-        before = done
-        for report in reports:
-            bar.advance(report.consumed - before, loss=report.loss)
-            before = report.consumed
+    first = next(reports, None)
+    if first is None:
+        return
+    with monitor.track(label, total=total, unit=unit, done=first.began) as bar:
+        for report in chain((first,), reports):
+            bar.advance(report.consumed - report.began, loss=report.loss)
             monitor.record(
                 step=report.step,
                 consumed=report.consumed,
