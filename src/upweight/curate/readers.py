@@ -2,8 +2,6 @@
 dataclass with one method, `documents()`.
 """
 
-import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
+from upweight.core.compressed import opened
 from upweight.core.errors import UserError
 from upweight.core.records import Document
 from upweight.curate.installation import PythonInstallation
@@ -89,7 +88,7 @@ class JsonLines:
 
 def _lines(path: Path, most: int) -> Iterator[bytes | None]:
     """The lines of a file; None for one longer than `most` bytes, which is skipped without being held."""
-    with _opened(path) as file:
+    with opened(path) as file:
         try:
             while line := file.readline(most + 1):
                 if len(line) <= most or line.endswith(b"\n"):
@@ -100,14 +99,6 @@ def _lines(path: Path, most: int) -> Iterator[bytes | None]:
                 yield None
         except (EOFError, zlib.error, OSError) as error:
             raise UserError(f"{path} cannot be decompressed to its end ({error}): fetch or write it again") from error
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.GzipFile(path, "rb")
-    if path.suffix == ".zst":
-        return io.BufferedReader(arrow.input_stream(str(path), compression="zstd"), 1 << 20)
-    return path.open("rb")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ A row that is anything else is refused with its place: a conversation read wrong
 """
 
 import glob
-import gzip
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import msgspec
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
+from upweight.core.compressed import opened
 from upweight.core.errors import UserError
 from upweight.core.records import Conversation, Message, Role, ToolCall
 
@@ -220,7 +219,7 @@ def _tools(tools: object, where: str) -> tuple[dict[str, Any], ...]:
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     decoder = msgspec.json.Decoder(dict[str, Any])
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     try:
@@ -233,14 +232,6 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                         ) from None
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read to its end ({error}): fetch or write it again") from error
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.GzipFile(path, "rb")
-    if path.suffix == ".zst":
-        return io.BufferedReader(arrow.input_stream(str(path), compression="zstd"), 1 << 20)
-    return path.open("rb")
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
