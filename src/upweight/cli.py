@@ -4,6 +4,7 @@ Each verb imports what it needs when it is called: torch and the data engines ta
 """
 
 import errno
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,6 +296,11 @@ def main() -> None:
         _leave(f"{error.strerror}: {error.filename or 'the disk'}. Check the path and its permissions and space", 2)
     except KeyboardInterrupt:
         _leave("stopped. What is complete is kept; the same command goes on from there", INTERRUPTED)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # all is written by now, and threads of torch.distributed that end after the interpreter may abort the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _leave(message: str, code: int) -> None:
