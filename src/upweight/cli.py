@@ -172,6 +172,35 @@ def evaluate(
 
 
 @app.command
+def ablate(
+    hardware: OmitArgPrefixes[Hardware],
+    claim: Positional[str] = "",
+    seeds: int = 3,
+    scale: float | None = None,
+    root: Path = Path("runs/claims"),
+    write: Path | None = None,
+) -> None:
+    """Put a claim of the recipe to the test: the same training with and without, over several seeds, with intervals.
+
+    Without a claim, lists those that there are. A run that was stopped goes on; seeds can be added later.
+
+    Args:
+        claim: A claim's name, or a file of your own: a recipe whose goal evaluates the checkpoints to compare.
+        seeds: Run with the seeds 0 to SEEDS - 1.
+        scale: Size of the runs: 1 is the claim as published. Default: the claim's own.
+        root: Artifacts are kept in ROOT/seedN; the result lies in ROOT/CLAIM.json.
+        write: Also put the result into this Markdown file, as a section of its own.
+    """
+    from upweight.app.ablate import ablate as put_to_the_test
+    from upweight.app.ablate import print_claims
+
+    if not claim:
+        print_claims()
+        return
+    put_to_the_test(claim, seeds=range(seeds), scale=scale, root=root, machine=_machine(hardware), write=write)
+
+
+@app.command
 def chat(
     model: Positional[str],
     hardware: OmitArgPrefixes[Hardware],

@@ -38,3 +38,17 @@ def test_a_second_run_skips_everything_and_another_seed_is_refused(quickstart_fo
     changed = upweight(*RUN, "--seed", "7", timeout_seconds=120, folder=quickstart_folder)
     assert changed.returncode == 3, changed.stdout + changed.stderr
     assert "seed" in changed.stderr
+
+
+@pytest.mark.timeout(900)
+def test_a_claim_is_put_to_the_test_on_what_the_quickstart_has_built(quickstart_folder: Path) -> None:
+    shared = quickstart_folder / "claims" / "seed0"
+    shared.parent.mkdir()
+    shared.symlink_to(quickstart_folder / "runs")
+    options = ("--seeds", "1", "--scale", str(SCALE), "--root", "claims", "--write", "evidence.md")
+    done = upweight("ablate", "sft_size", *options, timeout_seconds=400, folder=quickstart_folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "base: complete, skipped" in done.stdout
+    result = json.loads((quickstart_folder / "claims" / "sft_size.json").read_text())
+    assert len(result["arms"]) == 6  # three sizes on two kinds of problems
+    assert "one seed: none" in (quickstart_folder / "evidence.md").read_text()

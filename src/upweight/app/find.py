@@ -1,6 +1,7 @@
 """From what a person types to a recipe: a name in upweight.recipes, or a Python file of one's own.
 
-Either is a module with a function `recipe(...) -> Recipe`, or with a variable `recipe` that is one.
+Either is a module with a function `recipe(...) -> Recipe`, or with a variable `recipe` that is one. The claims of
+upweight.recipes.claims are recipes too, under names of their own.
 """
 
 import ast
@@ -20,27 +21,29 @@ from upweight.app.recipe import Recipe, suggestion
 from upweight.core.errors import UserError
 
 PACKAGE = "upweight.recipes"
+CLAIMS = "upweight.recipes.claims"
 UNEXPECTED = re.compile(r"got an unexpected keyword argument '(?P<field>\w+)'")
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    package = importlib.import_module(PACKAGE)
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
+def recipe_names(package: str = PACKAGE) -> list[str]:
+    """The recipes that come with the package, or those of another package of recipes."""
+    modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    return sorted(module.name for module in modules if not module.ispkg and not module.name.startswith("_"))
 
 
-def find_recipe(given: str, options: Mapping[str, Any]) -> Recipe:
+def find_recipe(given: str, options: Mapping[str, Any], package: str = PACKAGE) -> Recipe:
     """The recipe that `given` names: a name of ours, or a path that ends in .py.
 
     Args:
         options: arguments of the recipe's function; those that are None are left to its defaults.
+        package: where the names are looked up.
 
     Raises UserError where there is none of that name, where the file does not run, where it has no `recipe`, and where
     a field of a configuration is misspelt.
     """
     asked = {name: value for name, value in options.items() if value is not None}
     try:
-        module = _own_file(Path(given)) if given.endswith(".py") else _ours(given)
+        module = find_module(given, package)
         made = getattr(module, "recipe", None)
         if callable(made):
             made = made(**_accepted(made, asked, given))
@@ -61,21 +64,30 @@ def find_recipe(given: str, options: Mapping[str, Any]) -> Recipe:
     return made
 
 
-def _ours(name: str) -> ModuleType:
-    known = recipe_names()
+def find_module(given: str, package: str = PACKAGE) -> ModuleType:
+    """The module that holds the recipe `given`."""
+    return _own_file(Path(given)) if given.endswith(".py") else _ours(given, package)
+
+
+def _ours(name: str, package: str) -> ModuleType:
+    known = recipe_names(package)
     if name not in known:
-        hint = f", or give the path of a file of your own ({name}.py)" if not name.endswith(".py") else ""
-        raise UserError(f"there is no recipe {name!r}{suggestion(name, known)}{hint}")
-    return importlib.import_module(f"{PACKAGE}.{name}")
+        kind = "claim" if package == CLAIMS else "recipe"
+        hint = f", or give the path of a file of your own ({name}.py)"
+        raise UserError(f"there is no {kind} {name!r}{suggestion(name, known)}{hint}")
+    return importlib.import_module(f"{package}.{name}")
 
 
 def _own_file(path: Path) -> ModuleType:
     """Run a person's file as a module. Its own directory can be imported from, as with `python my_recipe.py`."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: `upweight new {path}` writes a commented start")
-    if path.stem in sys.modules:
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and loaded.__file__ is not None and Path(loaded.__file__).resolve() == path.resolve():
+        return loaded
+    if loaded is not None:
         raise UserError(f"{path}: a module named {path.stem} is loaded already; give the file another name")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
+    specification = importlib.util.spec_from_file_location(path.stem, path.resolve())
     if specification is None or specification.loader is None:
         raise UserError(f"{path} cannot be loaded as a Python module: is it a Python file?")
     module = importlib.util.module_from_spec(specification)

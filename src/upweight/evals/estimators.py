@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+import mpmath
 from numpy.typing import NDArray
 
 from upweight.core.errors import UserError
@@ -119,6 +120,53 @@ def paired_difference(first: Scores, second: Scores) -> Estimate:
         for before, after in zip(rows_first, rows_second, strict=True)
     ]
     return _estimate(differences, min(samples_first, samples_second))
+
+
+@dataclass(frozen=True, slots=True)
+class OverRuns:
+    """A figure of independent runs, and how sure their mean is.
+
+    Attributes:
+        mean: over runs.
+        low, high: the 95% interval by Student's t; infinite for a single run.
+        runs: each run's figure.
+    """
+
+    mean: float
+    low: float
+    high: float
+    runs: tuple[float, ...]
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside the interval."""
+        return self.low > 0 or self.high < 0
+
+
+def over_runs(values: Sequence[float]) -> OverRuns:
+    """The mean of one figure over runs of different seeds, where the runs are the units: mean +- t SE.
+
+    t is the 0.975 quantile of Student's distribution with n - 1 degrees of freedom, 4.30 for three runs: what two or
+    three runs can show is little, and the interval says so. Raises UserError where there is no run.
+    """
+    count = len(values)
+    if not count:
+        raise UserError("there is no run to average over: give at least one")
+    mean = math.fsum(values) / count
+    if count == 1:
+        return OverRuns(mean, -math.inf, math.inf, tuple(values))
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
+    reach = _student(count - 1) * error
+    return OverRuns(mean, mean - reach, mean + reach, tuple(values))
+
+
+def _student(freedom: int) -> float:
+    """The two-sided quantile of Student's t: P(|T| > t) = I_{v / (v + t^2)}(v / 2, 1 / 2) = 1 - CONFIDENCE."""
+
+    def excess(t: Any) -> Any:
+        return mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) - (1 - CONFIDENCE)
+
+    return float(mpmath.findroot(excess, (1.9, 13.0), solver="anderson"))
 
 
 def _majority(given: Sequence[str | None], row: Sequence[float]) -> float:

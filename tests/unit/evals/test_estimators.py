@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from upweight.core.errors import UserError
-from upweight.evals.estimators import avg_at_k, maj_at_k, paired_difference, pass_at_k
+from upweight.evals.estimators import avg_at_k, maj_at_k, over_runs, paired_difference, pass_at_k
 
 
 def test_avg_at_k_is_the_mean_of_means_with_problems_as_units() -> None:
@@ -41,6 +41,17 @@ def test_maj_at_k_shares_ties_and_gives_no_vote_to_none() -> None:
     answers = [["3", "3", "4", None], ["4", "5", None, None], [None, None, None, None]]
     scores = [[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4]
     assert maj_at_k(answers, scores).mean == pytest.approx(0.5 / 3)
+
+
+def test_runs_are_the_units_and_three_of_them_show_little() -> None:
+    # deviations -1, 0, 1: variance 1, standard error 1 / sqrt(3); t of 2 degrees of freedom is 4.302653
+    over = over_runs([1.0, 2.0, 3.0])
+    assert (over.mean, over.runs) == (2.0, (1.0, 2.0, 3.0))
+    assert over.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), abs=1e-5)
+    assert not over.excludes_zero
+    assert over_runs([0.5]).low == -math.inf
+    with pytest.raises(UserError, match="no run to average"):
+        over_runs([])
 
 
 def test_paired_difference_takes_the_spread_of_the_problems_out() -> None:
