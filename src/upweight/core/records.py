@@ -82,13 +82,15 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question that can be checked: by `answer` (equivalence), by `tests` (Python test code), or by preference.
+    """A question that can be checked: by `answer` (equivalence), by `tests` (Python test code), by a verifier of its
+    own that `check` tells what it needs to know, or by preference.
 
     Attributes:
         messages: the conversation so far; the last one is the user's.
         answer: the reference answer, None where there is none.
         tests: Python sources, each of which raises where the solution is wrong. Hidden from the model.
         source: the family or data set it comes from.
+        check: JSON text for the verifier of its source, None where answer or tests say it all.
     """
 
     id: str
@@ -96,6 +98,7 @@ class Problem:
     answer: str | None = None
     tests: tuple[str, ...] = ()
     source: str = ""
+    check: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ A line is a Problem of core/records.py, or the short form that people write by h
     {"question": "Write add(a, b).", "tests": ["assert add(2, 3) == 5"]}
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,8 @@ from upweight.core.identity import fingerprint
 from upweight.core.protocols import Benchmark, Verifier
 from upweight.core.records import Message, Problem
 from upweight.store.jsonl import iterate_jsonl
+from upweight.verify.reward import Checkable
+from upweight.verify.reward import kind_of as kind_of_problem
 
 SHORT_FIELDS = {"id", "question", "answer", "tests", "source"}
 
@@ -62,15 +65,15 @@ def read_problems(path: Path) -> list[Problem]:
     return list(found.values())
 
 
-def kind_of(problems: Sequence[Problem], path: Path) -> Literal["answer", "code"]:
-    """How these problems are judged: by their tests where they have them, by their answers otherwise.
+def kind_of(problems: Sequence[Problem], path: Path) -> Checkable:
+    """How these problems are judged, see verify.reward.kind_of.
 
-    Raises UserError where one file mixes both: each benchmark has one verifier.
+    Raises UserError where one file mixes kinds: each benchmark has one verifier.
     """
-    with_tests = sum(bool(problem.tests) for problem in problems)
-    if 0 < with_tests < len(problems):
-        raise UserError(f"{path}: {with_tests} of {len(problems)} problems have tests: put these into their own file")
-    return "code" if with_tests else "answer"
+    found = Counter(map(kind_of_problem, problems))
+    if len(found) > 1:
+        raise UserError(f"{path} mixes problems judged in several ways, {dict(found)}: give each kind its own file")
+    return next(iter(found))
 
 
 def _problem(row: dict[str, Any], where: str) -> Problem:
@@ -81,7 +84,7 @@ def _problem(row: dict[str, Any], where: str) -> Problem:
             raise UserError(f"{where}: {error}") from None
     else:
         problem = _short(row, where)
-    if problem.answer is None and not problem.tests:
+    if problem.answer is None and not problem.tests and problem.check is None:
         raise UserError(f"{where} has neither an answer nor tests, so no completion can be judged: add one of them")
     return problem
 

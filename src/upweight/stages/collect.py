@@ -1,11 +1,12 @@
-"""collect: problems of your own, from files, for every step that asks for problems.
+"""collect: problems of your own, from files, or of reasoning-gym, for every step that asks for problems.
 
 A line of a file is a question with an answer or tests, see evals/problem_files.py. A share of them, chosen by the hash
 of what is asked, is held back for evaluation and never handed to training.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +16,24 @@ from upweight.core.records import Problem
 from upweight.core.work import Estimate, Summary, Work
 from upweight.evals.problem_files import kind_of, read_problems
 from upweight.store.jsonl import write_jsonl
+from upweight.synthesize.blocks import clear, in_blocks
+from upweight.verify.gym import Drawn, Gym, draw
 
 EXAMPLES = 3
+DRAWN_AT_ONCE = 64
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
 @dataclass(frozen=True)
 class Config:
     """Attributes:
-    files: paths of JSONL files by name. Problems of "stem" become stem.jsonl and, held back, reserved_stem.jsonl.
+    files: where problems come from, by name: the path of a JSONL file, or families of reasoning-gym
+        (verify.gym.Gym). Problems of "stem" become stem.jsonl and, held back, reserved_stem.jsonl.
     reserved_share: of each file that is held back for evaluation, 0-1. A problem stays on its side whatever else the
         file holds, and two problems that ask the same are on one side.
     """
 
-    files: Mapping[str, str]
+    files: Mapping[str, str | Gym]
     reserved_share: float = 0.1
 
     def __post_init__(self) -> None:
@@ -48,14 +53,18 @@ def run(config: Config, work: Work) -> Summary:
     """
     summary: dict[str, object] = {}
     for name, given in config.files.items():
-        path = Path(given)
-        problems = read_problems(path)
-        kind = kind_of(problems, path)
+        if isinstance(given, Gym):
+            where = f"reasoning-gym's {name!r}"
+            problems, notes = _drawn(name, given, work)
+        else:
+            where, notes = given, {}
+            problems = read_problems(Path(given))
+        kind = kind_of(problems, Path(where))
         held = [problem for problem in problems if _reserved(problem, config.reserved_share)]
         kept = [problem for problem in problems if not _reserved(problem, config.reserved_share)]
-        if not kept or (config.reserved_share and not held):
+        if (config.reserved_share < 1 and not kept) or (config.reserved_share and not held):
             raise UserError(
-                f"{path} holds {len(problems)} problems: {len(held)} were held back for evaluation at a share of "
+                f"{where} holds {len(problems)} problems: {len(held)} were held back for evaluation at a share of "
                 f"{config.reserved_share} and {len(kept)} left for training. Add problems, or change reserved_share"
             )
         write_jsonl(work.out / f"{name}.jsonl", kept)
@@ -65,9 +74,41 @@ def run(config: Config, work: Work) -> Summary:
             "training": len(kept),
             "reserved": len(held),
             "fingerprint": fingerprint([problem.id for problem in problems]),
-            "examples": [f"{one.messages[-1].content} -> {one.answer or one.tests[0]}" for one in kept[:EXAMPLES]],
+            **notes,
+            "examples": [
+                f"{one.messages[-1].content} -> {one.answer or next(iter(one.tests), None)}"
+                for one in (kept or held)[:EXAMPLES]
+            ],
         }
     return summary
+
+
+def _drawn(name: str, source: Gym, work: Work) -> tuple[list[Problem], dict[str, object]]:
+    """The sound and different problems of reasoning-gym, and how many of which family were kept and dropped."""
+    places = [(family, index) for family in source.families for index in range(source.count)]
+    folder = work.out / "blocks" / name
+
+    def work_off(block: Sequence[tuple[str, int]]) -> Sequence[Drawn]:
+        return [draw(source, *place, unsafe=work.machine.unsafe_execution) for place in block]
+
+    found: dict[str, Problem] = {}
+    kept: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    for block in in_blocks(folder, places, DRAWN_AT_ONCE, Drawn, work_off, work.monitor, f"draw {name}"):
+        for one in block:
+            if one.problem is None or one.problem.id in found:
+                dropped[f"{one.family}: {one.flaw or 'repeated'}"] += 1
+            else:
+                found[one.problem.id] = one.problem
+                kept[one.family] += 1
+    clear(folder)
+    unfit = [family for family in source.families if not kept[family]]
+    if unfit:
+        raise UserError(
+            f"no problem of reasoning-gym's {', '.join(unfit)} is sound: {dict(dropped)}. Leave these families out, "
+            "or give them other settings"
+        )
+    return list(found.values()), {"families": dict(kept), "dropped": dict(dropped)}
 
 
 def _reserved(problem: Problem, share: float) -> bool:
@@ -76,6 +117,8 @@ def _reserved(problem: Problem, share: float) -> bool:
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """As large as the files that are there."""
-    size = sum(path.stat().st_size for path in map(Path, config.files.values()) if path.exists())
-    return Estimate(disk_bytes=size, seconds=size / 5e7, memory_bytes=2e8 + 3 * size)
+    """As large as the files that are there; a problem of reasoning-gym takes about 10 ms to make and try."""
+    files = [Path(given) for given in config.files.values() if not isinstance(given, Gym)]
+    drawn = sum(len(given.families) * given.count for given in config.files.values() if isinstance(given, Gym))
+    size = sum(path.stat().st_size for path in files if path.exists()) + 2000 * drawn
+    return Estimate(disk_bytes=size, seconds=size / 5e7 + 0.01 * drawn, memory_bytes=2e8 + 3 * size)

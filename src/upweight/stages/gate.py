@@ -38,7 +38,7 @@ class Config:
     block: int = 128
 
     def __post_init__(self) -> None:
-        if self.reward.kind == "preference" and self.reward.custom is None:
+        if self.reward.relative:
             raise UserError(
                 "the gate cannot use the preference reward: win rates within a group always average 1/2, so every "
                 "problem would be kept. Gate these problems by their answers, RewardConfig(kind='answer')"

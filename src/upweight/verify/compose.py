@@ -1,7 +1,7 @@
 """Rewards put together: a weighted sum, and rewards for form and for length to put into one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from upweight.core.protocols import Verifier
@@ -108,3 +108,42 @@ class LengthVerifier(Verifier):
         count = len(completion.tokens)
         left = (self.most_tokens - count) / (self.most_tokens - self.free_tokens)
         return Verdict(min(1.0, max(0.0, left)), f"{count} tokens")
+
+
+@dataclass(frozen=True)
+class BudgetVerifier(Verifier):
+    """Another verifier's score, less for a completion that is longer than its problem takes.
+
+        score x max(least, 1 - max(0, tokens / usual - slack) / span)
+
+    `usual` is what right answers to that problem take: the median length of those that the gate saw, as the successors
+    of the report do (arXiv 2602.13367 and after). Problems without one keep their score.
+
+    Attributes:
+        usual: tokens by the problem's id.
+        slack: how many times the usual length costs nothing.
+        span: how many more times take the score down to 0.
+        least: the share of the score that is left to the longest.
+    """
+
+    verifier: Verifier
+    usual: Mapping[str, float]
+    slack: float = 1.5
+    span: float = 1.5
+    least: float = 0.0
+
+    def score(self, problem: Problem, group: Sequence[Completion]) -> list[Verdict]:
+        verdicts = self.verifier.score(problem, group)
+        usual = self.usual.get(problem.id)
+        if not usual:
+            return verdicts
+        return [self._shortened(*judged, usual) for judged in zip(group, verdicts, strict=True)]
+
+    def _shortened(self, completion: Completion, verdict: Verdict, usual: float) -> Verdict:
+        times = len(completion.tokens) / usual
+        share = max(self.least, 1.0 - max(0.0, times - self.slack) / self.span)
+        if share >= 1.0 or verdict.score == 0.0:
+            return verdict
+        return Verdict(
+            verdict.score * share, f"{verdict.reason}; {times:.1f} times the usual length, {share:.2f} of it"
+        )

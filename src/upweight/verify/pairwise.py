@@ -65,11 +65,16 @@ def length_bias(rewards: Sequence[float], lengths: Sequence[int]) -> float:
     """
     if len(rewards) != len(lengths):
         raise ValueError(f"{len(rewards)} rewards for {len(lengths)} lengths: expected one each")
-    if not rewards:
+    return correlation(rewards, [float(length) for length in lengths])
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Pearson's correlation; 0 where either does not vary."""
+    if not first:
         return 0.0
-    reward_mean, length_mean = math.fsum(rewards) / len(rewards), math.fsum(lengths) / len(lengths)
-    up = [reward - reward_mean for reward in rewards]
-    along = [length - length_mean for length in lengths]
+    first_mean, second_mean = math.fsum(first) / len(first), math.fsum(second) / len(second)
+    up = [value - first_mean for value in first]
+    along = [value - second_mean for value in second]
     scale = math.sqrt(math.fsum(u * u for u in up)) * math.sqrt(math.fsum(a * a for a in along))
     return math.fsum(u * a for u, a in zip(up, along, strict=True)) / scale if scale > 1e-12 else 0.0
 

@@ -4,46 +4,94 @@ A verifier may hold a warm sandbox or a reward model; `open_verifier` makes one 
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Verifier
+from upweight.core.records import Problem
 from upweight.core.work import Machine
 from upweight.model.heads import ScalarHead
 from upweight.rollout.sandbox import Sandbox, SandboxLimits
 from upweight.text.tokenizer import Tokenizer
 from upweight.verify.answers import AnswerVerifier
 from upweight.verify.code_tests import CodeVerifier
+from upweight.verify.compose import Part, WeightedVerifier
+from upweight.verify.guard import GuardedVerifier
+from upweight.verify.gym import GymVerifier
 from upweight.verify.pairwise import PairwiseVerifier, RewardModelScorer
+
+Checkable = Literal["answer", "code", "gym"]
+
+
+def kind_of(problem: Problem) -> Checkable:
+    """How a problem is judged: as reasoning-gym does if it is from there, by its tests if it has any, by its answer."""
+    if problem.check is not None:
+        return "gym"
+    return "code" if problem.tests else "answer"
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One part of a mixture of rewards. `name` leads its reason."""
+
+    name: str
+    weight: float
+    reward: "RewardConfig"
 
 
 @dataclass(frozen=True)
 class RewardConfig:
     """Attributes:
-    kind: "answer" (equivalence with the reference answer), "code" (hidden tests in the sandbox) or "preference"
-        (win rate within the group under the reward model of the input "reward").
+    kind: "answer" (equivalence with the reference answer), "code" (hidden tests in the sandbox), "gym" (the problem's
+        own verifier of reasoning-gym) or "preference" (win rate within the group under the reward model of the input
+        "reward").
     custom: a verifier of one's own, an instance of a frozen dataclass that implements Verifier; used instead of kind.
+        One that raises, hangs or gives what is no verdict ends the run and is named.
     limits: bounds of a program that the model wrote.
+    partial: for "code" and "gym", marks between 0 and 1 instead of all or nothing.
+    mixture: a weighted sum of rewards, used instead of kind and custom. Weights that add up to 1 keep it in 0-1.
+    only_if_right: the part of the mixture without whose score above 0 the others pay nothing.
+    seconds: how long a custom verifier may take for one group.
     """
 
-    kind: Literal["answer", "code", "preference"] = "answer"
+    kind: Literal["answer", "code", "gym", "preference"] = "answer"
     custom: Verifier | None = None
     limits: SandboxLimits = field(default_factory=SandboxLimits)
+    partial: bool = False
+    mixture: tuple[Weighted, ...] = ()
+    only_if_right: str | None = None
+    seconds: float = 600.0
+
+    @property
+    def relative(self) -> bool:
+        """Whether it is the win rate within a group, which always averages 1/2, or has that as a part."""
+        if self.mixture:
+            return any(part.reward.relative for part in self.mixture)
+        return self.kind == "preference" and self.custom is None
 
 
 @contextmanager
 def open_verifier(config: RewardConfig, inputs: Mapping[str, Path], machine: Machine) -> Iterator[Verifier]:
     """The verifier that `config` asks for. Raises IsolationUnavailable where code cannot be run isolated."""
-    if config.custom is not None:
-        yield config.custom
+    if config.mixture:
+        with ExitStack() as opened:
+            parts = tuple(
+                Part(one.name, opened.enter_context(open_verifier(one.reward, inputs, machine)), one.weight)
+                for one in config.mixture
+            )
+            yield WeightedVerifier(parts, config.only_if_right)
+    elif config.custom is not None:
+        yield GuardedVerifier(config.custom, config.seconds)
     elif config.kind == "answer":
         yield AnswerVerifier()
+    elif config.kind == "gym":
+        yield GymVerifier(partial=config.partial, unsafe=machine.unsafe_execution)
     elif config.kind == "code":
         with Sandbox(workers=machine.workers, unsafe=machine.unsafe_execution) as pool:
-            yield CodeVerifier(pool, limits=config.limits)
+            yield CodeVerifier(pool, limits=config.limits, partial=config.partial)
     else:
         if "reward" not in inputs:
             raise UserError(
