@@ -49,7 +49,10 @@ class Asked(BaseModel, ABC):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
     stop: str | Annotated[list[str], Field(max_length=8)] | None = None
+    top_k: int = 0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: int | None = None
+    return_token_ids: bool = False
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -78,6 +81,10 @@ class Asked(BaseModel, ABC):
     def choice(self, index: int, pieces: Sequence[Piece], finish: str, tokenizer: Tokenizer) -> Mapping[str, Any]:
         """One choice of a whole answer."""
 
+    def token_ids(self, pieces: Sequence[Piece]) -> dict[str, list[int]]:
+        """The ids of the answer's tokens where they were asked for, as vLLM gives them."""
+        return {"token_ids": [piece.token for piece in pieces]} if self.return_token_ids else {}
+
     def limits(self, room: int, seed: int, index: int) -> Limits:
         """How to decode the answer `index`. Raises UserError where the prompt leaves no room."""
         if room < 1:
@@ -88,6 +95,8 @@ class Asked(BaseModel, ABC):
             max_new_tokens=min(room, wanted or room),
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=max(0, self.top_k),  # -1 is how others say that all are kept
+            min_p=self.min_p,
             stop=tuple(text for text in stop if text),
             seed=(seed if self.seed is None else self.seed) + index,
         )
@@ -129,7 +138,8 @@ class ChatRequest(Asked):
 
     def choice(self, index: int, pieces: Sequence[Piece], finish: str, tokenizer: Tokenizer) -> Mapping[str, Any]:
         message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
-        return {"index": index, "message": message, "finish_reason": finish} | self._logprobs(pieces, tokenizer)
+        choice = {"index": index, "message": message, "finish_reason": finish, **self.token_ids(pieces)}
+        return choice | self._logprobs(pieces, tokenizer)
 
     def _logprobs(self, pieces: Sequence[Piece], tokenizer: Tokenizer) -> dict[str, Any]:
         if not self.wants_logprobs:
@@ -190,4 +200,5 @@ class TextRequest(Asked):
                 "text_offset": [],
             }
         text = "".join(piece.text for piece in pieces)
-        return {"index": index, "text": text, "finish_reason": finish, "logprobs": logprobs}
+        choice = {"index": index, "text": text, "finish_reason": finish, "logprobs": logprobs}
+        return {**choice, **self.token_ids(pieces)}

@@ -14,6 +14,14 @@ truncated completions masked).
 log p is taken under the distribution that was sampled from: temperature and truncation of the vocabulary included. On
 the first update after sampling, policy and sampler are the same weights, so the largest difference of their
 log-probabilities measures the two implementations against each other; above `mismatch_bound` the step is refused.
+
+Where sampler and policy differ knowingly (stale weights, a quantised or rounded sampler), `off_policy="truncate"`
+weighs each token by its truncated importance ratio, which is a constant for the gradient:
+
+    L = sum_t -min(rho_t, truncation) A log p(y_t)
+
+so that no token is lost to the clip and none counts more than `truncation` times (Espeholt et al., arXiv 1802.01561,
+equation 1; Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
 """
 
 from collections.abc import Sequence
@@ -31,8 +39,11 @@ from upweight.core.protocols import Objective
 from upweight.core.records import Completion
 from upweight.model.logprobs import token_logprobs
 
-Sampled = tuple[Sequence[int], Completion, float | Tensor]
-"""A prompt's tokens, a completion of it, and its advantage."""
+Sampled = (
+    tuple[Sequence[int], Completion, float | Tensor] | tuple[Sequence[int], Completion, float | Tensor, Sequence[bool]]
+)
+"""A prompt's tokens, a completion of it, and its advantage; in an episode with tools also which of the completion's
+tokens the policy wrote. The others (what a tool returned) are read and never trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,8 @@ class Grpo(Objective):
     temperature, top_p, top_k, min_p: of the distribution that was sampled from.
     mismatch_bound: nats; a larger difference between the sampler's log-probability of a token and the policy's own on
         fresh rollouts refuses the step. float32 stays below 1e-3; bfloat16 needs a larger bound.
+    off_policy: "clip" is the loss above; "truncate" the one for samplers that differ, in which nothing is clipped.
+    truncation: the largest weight of a token under "truncate".
     """
 
     clip_low: float = 0.2
@@ -121,6 +134,8 @@ class Grpo(Objective):
     top_k: int = 0
     min_p: float = 0.0
     mismatch_bound: float = 0.1
+    off_policy: Literal["clip", "truncate"] = "clip"
+    truncation: float = 2.0
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_low < 1 or self.clip_high <= 0 or self.mismatch_bound <= 0:
@@ -128,12 +143,19 @@ class Grpo(Objective):
                 f"clip_low {self.clip_low}, clip_high {self.clip_high}, mismatch_bound {self.mismatch_bound}: expected "
                 "clip_low in (0, 1) and the others above 0"
             )
+        if self.off_policy not in ("clip", "truncate") or self.truncation < 1:
+            raise UserError(
+                f"off_policy {self.off_policy!r}, truncation {self.truncation}: expected 'clip' or 'truncate', and at "
+                "least 1, since on-policy tokens weigh 1"
+            )
 
     def __call__(self, policy: Any, batch: RolloutBatch) -> Loss:
         """The clipped loss summed over completion tokens; the weight is the number of tokens (or of completions).
 
-        Logged: `ratio`, `clip_share`, `sampled_nll` (nats a token, an estimate of the entropy) as means over tokens;
-        `logprob_difference` and `largest_ratio` as the largest.
+        Logged: `ratio`, `clip_share` (tokens whose gradient the clip stops, or whose weight is truncated),
+        `sampled_nll` (nats a token, an estimate of the entropy), `sampler_kl` (nats a token, an estimate of
+        KL(sampler || policy), arXiv 2402.03300 equation 4) as means over tokens; `logprob_difference` and
+        `largest_ratio` as the largest.
         """
         sequences = batch.sequences
         whole = ~batch.truncated[sequences.segments.clamp(min=0)]
@@ -157,18 +179,24 @@ class Grpo(Objective):
         if batch.fresh and not float(largest) <= self.mismatch_bound:
             raise Refusal(_mismatch(float(largest), self.mismatch_bound))
         ratio = difference.exp()
-        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        per_token = -torch.minimum(ratio * advantage, clipped * advantage)
+        if self.off_policy == "truncate":
+            held = ratio.detach()
+            per_token = -held.clamp(max=self.truncation) * advantage * logprobs
+            stopped = held > self.truncation
+        else:
+            clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+            per_token = -torch.minimum(ratio * advantage, clipped * advantage)
+            stopped = (ratio * advantage > clipped * advantage).detach()
         tokens = per_token.new_tensor(per_token.numel())
         total, weight = per_token.sum(), tokens
         if self.normalise == "sequence":
             lengths = tokens.new_zeros(len(batch.truncated)).index_add(0, owner, torch.ones_like(sampled))
             total, weight = (per_token / lengths[owner]).sum(), (lengths > 0).sum().to(tokens.dtype)
-        stopped = (ratio * advantage > clipped * advantage).detach()
         terms = {
             "ratio": Loss(ratio.detach().sum(), tokens),
             "clip_share": Loss(stopped.to(tokens.dtype).sum(), tokens),
             "sampled_nll": Loss(-sampled.sum(), tokens),
+            "sampler_kl": Loss((ratio - 1 - difference).detach().sum(), tokens),
         }
         highest = ratio.detach().max() if ratio.numel() else largest
         return Loss(total, weight, terms, {"logprob_difference": largest, "largest_ratio": highest})
@@ -185,7 +213,7 @@ class Grpo(Objective):
         Never empty: where all are truncated one batch of weight 0 comes back, and the trainer skips the step.
         """
         whole = [item for item in completions if not item[1].truncated and item[1].tokens]
-        for _, completion, _ in whole:
+        for completion in (item[1] for item in whole):
             if not completion.logprobs:
                 raise UserError(
                     f"a completion by {completion.policy!r} has no log-probabilities: GRPO needs those of the "
@@ -214,7 +242,12 @@ def _length(bundle: Sequence[Sampled]) -> int:
     prompt = bundle[0][0]
     if len(bundle) == 1:
         return len(prompt) + len(bundle[0][1].tokens)
-    return len(prompt) - 1 + sum(1 + len(completion.tokens) for _, completion, _ in bundle)
+    return len(prompt) - 1 + sum(1 + len(item[1].tokens) for item in bundle)
+
+
+def _weights(item: Sampled) -> list[float]:
+    """The loss weight of each of a completion's tokens."""
+    return [1.0] * len(item[1].tokens) if len(item) == 3 else [float(wrote) for wrote in item[3]]
 
 
 def _batch(bundles: Sequence[Sequence[Sampled]], fresh: bool) -> RolloutBatch:
@@ -226,15 +259,15 @@ def _batch(bundles: Sequence[Sequence[Sampled]], fresh: bool) -> RolloutBatch:
     for bundle in bundles:
         prompt, first = bundle[0][0], len(strips)
         if len(bundle) == 1:
-            _, completion, advantage = bundle[0]
+            completion = bundle[0][1]
             tokens, known = (*prompt, *completion.tokens), [0.0] * len(prompt)
-            strips.append(strip(tokens, known + [1.0] * len(completion.tokens)))
+            strips.append(strip(tokens, known + _weights(bundle[0])))
             sampled.append(strip(tokens, known + list(completion.logprobs)))
-            advantages.append(float(advantage))
+            advantages.append(float(bundle[0][2]))
             continue
-        strips += branches(prompt, [(one.tokens, [1.0] * len(one.tokens)) for _, one, _ in bundle])
-        sampled += branches(prompt, [(one.tokens, one.logprobs) for _, one, _ in bundle])
-        advantages += [0.0, *(float(advantage) for _, _, advantage in bundle)]
+        strips += branches(prompt, [(item[1].tokens, _weights(item)) for item in bundle])
+        sampled += branches(prompt, [(item[1].tokens, item[1].logprobs) for item in bundle])
+        advantages += [0.0, *(float(item[2]) for item in bundle)]
         follows |= dict.fromkeys(range(first + 1, len(strips)), first)
     lengths = [len(part.tokens) for part in strips]
     rows = [list(range(len(strips)))] if follows else best_fit(lengths, max(lengths, default=1))

@@ -1,27 +1,33 @@
-"""reinforce: one stage of on-policy GRPO. Each step samples groups with the weights of that moment and updates once.
+"""reinforce: one stage of on-policy GRPO. Each step samples groups with the weights of that moment and updates.
 
 The policy is the model being trained: no copy, no reload. A step's problems and random streams are a function of the
-seed and the step's number, so a killed run goes on with the rollouts that it would have made.
+seed and of how far the run has come, so a killed run goes on with the rollouts that it would have made.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from statistics import fmean
+from statistics import fmean, median, pstdev
 from typing import Any
 
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
-from upweight.core.protocols import Limits, Verifier
+from upweight.core.protocols import Limits, Sampler, Verifier
 from upweight.core.records import Problem, Rollout
 from upweight.core.work import Estimate, Monitor, Summary, Work
 from upweight.model.language_model import fingerprint, load, save
-from upweight.objectives.grpo import Grpo, RolloutBatch, group_advantages
+from upweight.objectives.grpo import Grpo, RolloutBatch, Sampled, group_advantages
+from upweight.rollout.episode import Tool
 from upweight.rollout.local import LocalSampler
+from upweight.rollout.sandbox import Sandbox
+from upweight.rollout.vllm import Vllm, VllmSampler, open_vllm
 from upweight.store.jsonl import read_jsonl, write_jsonl
-from upweight.text.chat import render
+from upweight.synthesize.difficulty import Gate, Measured, measure
+from upweight.synthesize.rollouts import Group, Tools, gather
 from upweight.text.tokenizer import Tokenizer
 from upweight.train.batching import Loader
 from upweight.train.checkpoint import CheckpointConfig, discard
@@ -29,16 +35,68 @@ from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import Setting, constant
 from upweight.train.trainer import train
 from upweight.train.watch import watched
+from upweight.verify import hacking
+from upweight.verify.compose import BudgetVerifier
 from upweight.verify.reward import RewardConfig, open_verifier
+
+CURVES = ("reward", "truncated_share", "mean_length", "repetition", "length_correlation", "judge")
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """The gate again, by the policy as it is now.
+
+    Attributes:
+        every: steps between two measurements.
+        gate: samples and bounds.
+        dropped: whether problems that the gate before the stage dropped are measured too, since what was too hard
+            then may not be now.
+    """
+
+    every: int = 50
+    gate: Gate = field(default_factory=lambda: Gate(count=8))
+    dropped: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"the gate is refreshed every {self.every} steps: expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Less reward for answers longer than their problem takes, see verify.compose.BudgetVerifier. What it takes is read
+    from the measurements of the gate before this step."""
+
+    slack: float = 1.5
+    span: float = 1.5
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.slack < 1 or self.span <= 0 or not 0 <= self.least <= 1:
+            raise UserError(
+                f"budget of slack {self.slack}, span {self.span}, least {self.least}: expected 1 or more, above 0, 0-1"
+            )
 
 
 @dataclass(frozen=True)
 class Config:
     """Attributes:
     reward: which verifier judges the completions.
-    steps: updates, one for each batch of fresh rollouts.
+    steps: updates, one for each batch of fresh rollouts, or `updates_a_batch` of them.
     problems_a_step, group: problems of a batch and completions of each.
     limits: how to sample; the seed is derived from the step's own.
+    divide_by_spread, truncated_in_baseline: of the advantages, see objectives.grpo.group_advantages.
+    resample_rounds: dynamic sampling (arXiv 2503.14476): groups whose advantages are all 0 are dropped, and further
+        problems sampled in their place, in so many further rounds at most. 0 keeps every group.
+    updates_a_batch: a batch of rollouts is split into so many updates, all but the first by a policy that has moved on
+        since it sampled; the objective's clip, or its truncated weights, correct for that.
+    refresh: measure the difficulty of the problems again during the stage; None keeps those of the gate.
+    budget: a length budget for each problem; None pays right answers whatever their length.
+    tools: what the policy may call while it answers; None makes each answer one completion.
+    vllm: sample with vLLM in its own process, to which the weights are pushed; None samples in this one.
+    judge: a held-out verifier that watches for reward hacking and that nothing is trained on. One that needs a reward
+        model takes that of the input "judge".
+    judge_every: steps between two looks of the judge.
     learning_rate: constant after `warmup_steps`.
     batch_tokens: tokens of one forward pass; the loss does not depend on it.
     keep_rollouts_every: how often a step's rollouts are kept for the report.
@@ -50,6 +108,16 @@ class Config:
     group: int = 16
     limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=64))
     objective: Grpo = field(default_factory=Grpo)
+    divide_by_spread: bool = False
+    truncated_in_baseline: bool = True
+    resample_rounds: int = 0
+    updates_a_batch: int = 1
+    refresh: Refresh | None = None
+    budget: Budget | None = None
+    tools: Tools | None = None
+    vllm: Vllm | None = None
+    judge: RewardConfig | None = None
+    judge_every: int = 5
     learning_rate: float = 1.0
     warmup_steps: int = 2
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -65,72 +133,170 @@ class Config:
             raise UserError(f"{self.steps} steps of {self.problems_a_step} problems: both have to be at least 1")
         if self.limits.temperature <= 0:
             raise UserError("temperature 0 makes every completion of a group the same: nothing can be learned from it")
+        if self.resample_rounds < 0 or self.judge_every < 1 or not 1 <= self.updates_a_batch <= self.problems_a_step:
+            raise UserError(
+                f"resample_rounds {self.resample_rounds}, judge_every {self.judge_every}, updates_a_batch "
+                f"{self.updates_a_batch}: expected 0 or more, 1 or more, and 1 to problems_a_step"
+            )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run's loader works with.
+
+    Attributes:
+        problems: the pool that is sampled from.
+        measured: what a refresh of the gate measures.
+    """
+
+    sampler: Sampler
+    tokenizer: Tokenizer
+    verifier: Verifier
+    problems: Sequence[Problem]
+    measured: Sequence[Problem] = ()
+    tools: Sequence[Tool] = ()
+    judge: Verifier | None = None
 
 
 class OnPolicy(Loader):
-    """Batches of fresh rollouts by the policy itself. Its state is the number of steps taken."""
+    """Batches of fresh rollouts by the policy itself. Its state is how far it has come, and a pool that changed."""
 
-    def __init__(
-        self,
-        sampler: LocalSampler,
-        problems: Sequence[Problem],
-        verifier: Verifier,
-        config: Config,
-        *,
-        seed: int,
-        monitor: Monitor,
-        out: Path,
-    ) -> None:
-        self.sampler, self.problems, self.verifier, self.config = sampler, problems, verifier, config
+    def __init__(self, parts: Parts, config: Config, *, seed: int, monitor: Monitor, out: Path) -> None:
+        self.parts, self.config = parts, config
         self.seed, self.monitor, self.out = seed, monitor, out
         self._step = 0
+        self._taken = 0  # problems since the pool last changed
+        self._pool = list(parts.problems)
+        self._refreshed = 0  # the step of the last refresh
+        self._groups: list[Group] = []
 
     @property
     def consumed(self) -> int:
         return self._step
 
     def state(self) -> dict[str, Any]:
-        return {"step": self._step}
+        changed = [problem.id for problem in self._pool] if self._refreshed else None
+        return {"step": self._step, "taken": self._taken, "refreshed": self._refreshed, "pool": changed}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._step = int(state["step"])
+        self._step, self._taken, self._refreshed = (int(state[name]) for name in ("step", "taken", "refreshed"))
+        if state["pool"] is not None:
+            known = {problem.id: problem for problem in (*self.parts.measured, *self.parts.problems)}
+            self._pool = [known[name] for name in state["pool"]]
+        if self._step % self.config.updates_a_batch:
+            self._groups = read_jsonl(self._pending(self._step), Group)
 
     def next(self, setting: Setting) -> Sequence[RolloutBatch]:
-        """Sample, judge and pack one step's groups."""
-        config, step = self.config, self._step
-        problems = self._problems(step)
-        limits = Limits(**{**_fields(config.limits), "seed": seed_for(self.seed, "rollouts", step)})
-        groups = self.sampler.sample([problem.messages for problem in problems], count=config.group, limits=limits)
-        rollouts = [
-            Rollout(problem, tuple(group), tuple(self.verifier.score(problem, group)))
-            for problem, group in zip(problems, groups, strict=True)
-        ]
-        self._record(step, rollouts)
+        """The microbatches of one update: a batch of fresh rollouts, or the next part of one."""
+        step, parts = self._step, self.config.updates_a_batch
+        part = step % parts
+        if part == 0:
+            self._refresh(step)
+            self._groups = self._sampled(step)
+            if parts > 1:
+                self._keep(step)
         self._step += 1
-        return config.objective.batches(
-            [
-                (render(self.sampler.tokenizer, rollout.problem.messages), completion, advantage)
-                for rollout in rollouts
-                for completion, advantage in zip(
-                    rollout.completions,
-                    group_advantages([verdict.score for verdict in rollout.verdicts]),
-                    strict=True,
-                )
-            ],
-            row_tokens=config.batch_tokens,
+        some = self._groups[part::parts]
+        return self.config.objective.batches(
+            [item for group in some for item in self._items(group)],
+            row_tokens=self.config.batch_tokens,
+            fresh=part == 0,
         )
 
-    def _problems(self, step: int) -> list[Problem]:
-        """The step's problems: every epoch goes through all of them in an order of its own."""
-        count, chosen = len(self.problems), []
-        for place in range(step * self.config.problems_a_step, (step + 1) * self.config.problems_a_step):
-            epoch, index = divmod(place, count)
-            order = list(range(count))
-            Random(seed_for(self.seed, "order", epoch)).shuffle(order)
-            chosen.append(self.problems[order[index]])
+    def _pending(self, step: int) -> Path:
+        """The rollouts of a batch of several updates, which a run that resumes within it could not sample again."""
+        return self.out / "pending" / f"{step - step % self.config.updates_a_batch:08d}.jsonl"
+
+    def _keep(self, step: int) -> None:
+        """Write this batch down, and remove those that no checkpoint stands in any more."""
+        path = self._pending(step)
+        path.parent.mkdir(exist_ok=True)
+        write_jsonl(path, self._groups)
+        oldest = step - self.config.updates_a_batch - self.config.save_every_steps
+        for other in path.parent.glob("*.jsonl"):
+            if int(other.stem) < oldest:
+                other.unlink()
+
+    def _sampled(self, step: int) -> list[Group]:
+        """One batch: as many groups as asked for, or with dynamic sampling those that teach something."""
+        config, groups, sampled = self.config, list[Group](), list[Group]()
+        for again in range(1 + config.resample_rounds):
+            name = ("rollouts", step) if again == 0 else ("rollouts", step, again)
+            made = gather(
+                self.parts.sampler,
+                self.parts.tokenizer,
+                self.parts.verifier,
+                self._problems(config.problems_a_step - len(groups)),
+                count=config.group,
+                limits=replace(config.limits, seed=seed_for(self.seed, *name)),
+                tools=self.parts.tools,
+                most_turns=config.tools.most_turns if config.tools else 1,
+            )
+            sampled += made
+            groups += [group for group in made if not config.resample_rounds or any(self._advantages(group))]
+            if len(groups) >= config.problems_a_step:
+                break
+        self._record(step, [group.rollout for group in sampled], len(groups))
+        return groups
+
+    def _advantages(self, group: Group) -> list[float]:
+        rollout, config = group.rollout, self.config
+        advantages = group_advantages(
+            [verdict.score for verdict in rollout.verdicts],
+            truncated=[completion.truncated for completion in rollout.completions],
+            truncated_in_baseline=config.truncated_in_baseline,
+            divide_by_spread=config.divide_by_spread,
+        )
+        return [float(value) for value in advantages]
+
+    def _items(self, group: Group) -> list[Sampled]:
+        items: list[Sampled] = []
+        for sequences, advantage in zip(group.sequences, self._advantages(group), strict=True):
+            for one in sequences:
+                item = (one.prompt, one.completion, advantage)
+                items.append(item if all(one.wrote) else (*item, one.wrote))
+        return items
+
+    def _problems(self, count: int) -> list[Problem]:
+        """The next problems: every epoch goes through the whole pool in an order of its own."""
+        chosen = []
+        for place in range(self._taken, self._taken + count):
+            epoch, index = divmod(place, len(self._pool))
+            order = list(range(len(self._pool)))
+            name = ("order", self._refreshed, epoch) if self._refreshed else ("order", epoch)
+            Random(seed_for(self.seed, *name)).shuffle(order)
+            chosen.append(self._pool[order[index]])
+        self._taken += count
         return chosen
 
-    def _record(self, step: int, rollouts: Sequence[Rollout]) -> None:
+    def _refresh(self, step: int) -> None:
+        """Where it is time, put the problems that are of the right difficulty now into the pool."""
+        refresh = self.config.refresh
+        if refresh is None or step < self._refreshed + refresh.every:
+            return
+        limits = replace(self.config.limits, seed=seed_for(self.seed, "refresh", step))
+        problems = self.parts.measured if refresh.dropped else self.parts.problems
+        found = measure(problems, self.parts.sampler, self.parts.verifier, refresh.gate, limits)
+        kept = [one.problem for one in found if one.dropped is None]
+        self.monitor.record(
+            refresh_step=step, kept=len(kept), measured=len(found), rate=fmean(one.rate for one in found)
+        )
+        if len(kept) < self.config.problems_a_step:
+            self.monitor.say(
+                f"the gate kept {len(kept)} of {len(found)} problems after {step} steps, fewer than a step takes: the "
+                "pool stays as it was"
+            )
+            kept = self._pool
+        self._pool, self._taken, self._refreshed = kept, 0, step
+
+    def _lag(self) -> dict[str, float]:
+        """How far a sampler of its own process lies behind, in updates, and what the last push took."""
+        sampler = self.parts.sampler
+        if not isinstance(sampler, VllmSampler):
+            return {}
+        return {"staleness": float(sampler.staleness), "push_seconds": sampler.push_seconds}
+
+    def _record(self, step: int, rollouts: Sequence[Rollout], kept: int) -> None:
         completions = [completion for rollout in rollouts for completion in rollout.completions]
         whole = [
             verdict.score
@@ -139,21 +305,27 @@ class OnPolicy(Loader):
             if not completion.truncated
         ]
         useful = [len({verdict.score for verdict in rollout.verdicts}) > 1 for rollout in rollouts]
+        lengths = [len(completion.tokens) for completion in completions]
+        judged: list[Any] = []
+        if self.parts.judge is not None and step % self.config.judge_every == 0:
+            judged = [self.parts.judge.score(rollout.problem, rollout.completions) for rollout in rollouts]
         self.monitor.record(
             rollout_step=step + 1,
             reward=fmean(whole) if whole else 0.0,
+            reward_spread=pstdev(whole) if whole else 0.0,
             truncated_share=fmean(completion.truncated for completion in completions),
-            mean_length=fmean(len(completion.tokens) for completion in completions),
+            mean_length=fmean(lengths),
+            median_length=median(lengths),
+            longest=max(lengths),
             groups_with_signal_share=fmean(useful),
+            kept_share=kept / len(rollouts),
+            **hacking.figures(rollouts, judged),
+            **self._lag(),
         )
         if step % self.config.keep_rollouts_every == 0 or step == self.config.steps - 1:
             folder = self.out / "rollouts"
             folder.mkdir(exist_ok=True)
             write_jsonl(folder / f"step-{step + 1:05d}.jsonl", rollouts)
-
-
-def _fields(limits: Limits) -> dict[str, Any]:
-    return {name: getattr(limits, name) for name in limits.__slots__}
 
 
 def run(config: Config, work: Work) -> Summary:
@@ -168,11 +340,35 @@ def run(config: Config, work: Work) -> Summary:
             f"{work.inputs['problems']} holds no problem: the gate dropped all of them as too easy or too hard. "
             "Give it problems of other difficulty, or widen its bounds"
         )
-    with open_verifier(config.reward, work.inputs, work.machine) as verifier:
+    measured = _measured(work.inputs["problems"])
+    with ExitStack() as opened:
+        verifier = opened.enter_context(open_verifier(config.reward, work.inputs, work.machine))
+        if config.budget is not None:
+            verifier = BudgetVerifier(
+                verifier, _usual_lengths(measured, work), config.budget.slack, config.budget.span, config.budget.least
+            )
+        tools: Sequence[Tool] = ()
+        if config.tools is not None:
+            pool = Sandbox(workers=work.machine.workers, unsafe=work.machine.unsafe_execution)
+            tools = config.tools.opened(opened.enter_context(pool))
+        judge = None
+        if config.judge is not None:
+            inputs = work.inputs if "judge" not in work.inputs else {**work.inputs, "reward": work.inputs["judge"]}
+            judge = opened.enter_context(open_verifier(config.judge, inputs, work.machine))
+        sampler: Sampler = LocalSampler(model, tokenizer, policy=work.out.name)
+        if config.vllm is not None:
+            log = work.out / "vllm.log"
+            sampler = opened.enter_context(open_vllm(config.vllm, model, source, lambda: loader.consumed, log))
         loader = OnPolicy(
-            LocalSampler(model, tokenizer, policy=work.out.name),
-            problems,
-            verifier,
+            Parts(
+                sampler,
+                tokenizer,
+                verifier,
+                problems,
+                [one.problem for one in measured],
+                tools,
+                judge,
+            ),
             config,
             seed=work.seed,
             monitor=work.monitor,
@@ -204,8 +400,12 @@ def run(config: Config, work: Work) -> Summary:
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
     discard(work.out / "checkpoints")
-    rewards = _curve(work.out / "metrics.jsonl", "reward")
-    truncated = _curve(work.out / "metrics.jsonl", "truncated_share")
+    shutil.rmtree(work.out / "pending", ignore_errors=True)
+    curves = {name: _curve(work.out / "metrics.jsonl", name) for name in CURVES}
+    warnings = hacking.warnings(curves)
+    for warning in warnings:
+        work.monitor.say(f"reward hacking? {warning}")
+    rewards, truncated = curves["reward"], curves["truncated_share"]
     return {
         "problems": len(problems),
         "steps": config.steps,
@@ -213,8 +413,25 @@ def run(config: Config, work: Work) -> Summary:
         "reward_last": round(fmean(rewards[-5:]), 4) if rewards else None,
         "truncated_share_last": truncated[-1] if truncated else None,
         "largest_logprob_difference": mismatch,
+        "hacking_warnings": warnings,
         "weights": fingerprint(model),
     }
+
+
+def _measured(directory: Path) -> list[Measured]:
+    """What the gate before this step measured; nothing where the problems come from elsewhere."""
+    path = directory / "measured.jsonl"
+    return read_jsonl(path, Measured) if path.exists() else []
+
+
+def _usual_lengths(measured: Sequence[Measured], work: Work) -> dict[str, float]:
+    usual = {one.problem.id: one.right_tokens for one in measured if one.right_tokens}
+    if not usual:
+        raise UserError(
+            f"{work.inputs['problems']} does not say how long right answers are, which a length budget needs: give the "
+            'artifact of a gate step as the input "problems", or leave the budget out'
+        )
+    return usual
 
 
 def _curve(path: Path, name: str) -> list[float]:
@@ -223,7 +440,7 @@ def _curve(path: Path, name: str) -> list[float]:
         return []
     by_step: dict[int, float] = {}
     for row in map(json.loads, path.read_text().splitlines()):
-        if "rollout_step" in row:
+        if "rollout_step" in row and name in row:
             by_step[row["rollout_step"]] = row[name]
     return [by_step[step] for step in sorted(by_step)]
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
-from statistics import fmean
+from statistics import fmean, median
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Sampler, Verifier
@@ -45,6 +45,7 @@ class Measured:
     Attributes:
         rate: the mean score of its samples.
         truncated_share: of its samples, cut off at the length limit; they count as their verifier scores them.
+        right_tokens: the median length of the samples with a score above 1/2; None where there are none.
     """
 
     problem: Problem
@@ -52,6 +53,7 @@ class Measured:
     samples: int
     truncated_share: float
     dropped: str | None
+    right_tokens: float | None = None
 
 
 def measure(
@@ -65,7 +67,9 @@ def measure(
         # the sum before the one division: 16 verdicts of 0 and 1 give 0.1 and 0.9 exactly where they are meant
         rate = fsum(verdict.score for verdict in verdicts) / len(verdicts)
         cut = fmean(completion.truncated for completion in group)
-        measured.append(Measured(problem, rate, len(group), cut, gate.reason(rate)))
+        right = [len(one.tokens) for one, verdict in zip(group, verdicts, strict=True) if verdict.score > 0.5]
+        usual = float(median(right)) if right else None
+        measured.append(Measured(problem, rate, len(group), cut, gate.reason(rate), usual))
     return measured
 
 
