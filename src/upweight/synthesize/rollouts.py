@@ -93,10 +93,13 @@ def _whole(prompt: tuple[int, ...], completion: Completion) -> Sequenced:
 def _of_episode(tokenizer: Tokenizer, episode: Episode) -> tuple[Sequenced, ...]:
     """Nothing of what tools returned is trained; an episode without an end is truncated in all of its parts."""
     last = episode.completion
+    known = all(completion.logprobs for _, completion in episode.turns)
     made = []
     for part in training_sequences(tokenizer, episode):
+        if not any(part.trained):
+            continue
         start = part.trained.index(True)
-        tokens, logprobs = tuple(part.tokens[start:]), tuple(part.logprobs[start:])
-        completion = Completion(tokens, logprobs, last.text, last.stop, last.policy)
+        logprobs = tuple(part.logprobs[start:]) if known else ()
+        completion = Completion(tuple(part.tokens[start:]), logprobs, last.text, last.stop, last.policy)
         made.append(Sequenced(tuple(part.tokens[:start]), completion, tuple(part.trained[start:])))
     return tuple(made)

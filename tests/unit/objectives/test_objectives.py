@@ -178,3 +178,52 @@ def test_group_advantages_refuse_what_is_not_finite() -> None:
         group_advantages([1.0, math.nan])
     assert group_advantages(torch.tensor([2.0, 4.0])).tolist() == [-1, 1]
     assert group_advantages([1.0], truncated=[True], truncated_in_baseline=False).tolist() == [0]
+
+
+def test_truncated_weights_are_those_of_the_equation() -> None:
+    policy = model(0)
+    items = [((1, 2), sampled(policy, (1, 2), (3, 4), shift=-2.0), 0.5), ((1,), sampled(policy, (1,), (5,), 0.3), -1.0)]
+    objective = Grpo(off_policy="truncate", truncation=2.0)
+    (batch,) = objective.batches(items, row_tokens=64, fresh=False)
+    loss = objective(policy, batch)
+    # the sampler's log-probabilities are 2 too low, so the ratio e^2 = 7.4 counts as 2; e^-0.3 = 0.741 counts as it is
+    assert float(loss.terms["clip_share"].total) == 2
+    assert float(loss.maxima["largest_ratio"]) == pytest.approx(math.exp(2), rel=1e-3)
+    # KL(sampler || policy) by ratio - 1 - log ratio: 2 (e^2 - 1 - 2) + (e^-0.3 - 1 + 0.3)
+    assert float(loss.terms["sampler_kl"].total) == pytest.approx(
+        2 * (math.exp(2) - 3) + math.exp(-0.3) - 0.7, rel=1e-3
+    )
+    loss.total.backward()
+    assert policy.embedding.weight.grad is not None
+    found = policy.embedding.weight.grad.clone()
+    policy.zero_grad()
+    expected = torch.zeros(())
+    for (prompt, completion, advantage), weight in zip(items, (2.0, math.exp(-0.3)), strict=True):
+        row = torch.tensor([[*prompt, *completion.tokens]])
+        log_p = policy.logits(policy(row))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = expected - weight * advantage * log_p.gather(1, torch.tensor(completion.tokens)[:, None]).sum()
+    expected.backward()
+    assert torch.allclose(found, policy.embedding.weight.grad, atol=1e-4)
+    with pytest.raises(UserError, match="at least 1"):
+        Grpo(off_policy="truncate", truncation=0.5)
+
+
+def test_tokens_that_a_tool_wrote_are_read_and_never_trained() -> None:
+    policy = model(0)
+    whole = sampled(policy, (1, 2), (3, 4, 5, 6, 7))
+    wrote = (True, True, False, False, True)
+    (masked,) = Grpo().batches([((1, 2), whole, 1.0, wrote)], row_tokens=64)
+    loss = Grpo()(policy, masked)
+    assert float(loss.weight) == 3
+    assert masked.token_count == 7
+    # neighbours that share a prompt keep their masks
+    pair = [((1, 2), whole, 1.0, wrote), ((1, 2), sampled(policy, (1, 2), (8, 9)), -1.0)]
+    (shared,) = Grpo().batches(pair, row_tokens=64)
+    assert float(Grpo()(policy, shared).weight) == 5
+    loss.total.backward()
+    assert policy.embedding.weight.grad is not None
+    found = policy.embedding.weight.grad.clone()
+    policy.zero_grad()
+    log_p = policy.logits(policy(torch.tensor([[1, 2, 3, 4, 5, 6, 7]])))[0].log_softmax(-1)
+    (-(log_p[1, 3] + log_p[2, 4] + log_p[5, 7])).backward()
+    assert torch.allclose(found, policy.embedding.weight.grad, atol=1e-4)

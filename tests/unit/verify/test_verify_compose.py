@@ -2,8 +2,10 @@ import pytest
 
 from upweight.core.identity import canonical_json
 from upweight.core.records import Completion, Message, Problem
+from upweight.core.work import Machine
 from upweight.verify.answers import AnswerVerifier
-from upweight.verify.compose import FormatVerifier, LengthVerifier, Part, WeightedVerifier
+from upweight.verify.compose import BudgetVerifier, FormatVerifier, LengthVerifier, Part, WeightedVerifier
+from upweight.verify.reward import RewardConfig, Weighted, open_verifier
 
 PROBLEM = Problem("p", (Message("user", "6 x 7?"),), answer="42")
 
@@ -68,3 +70,29 @@ def test_weighted_sum_has_an_identity_and_refuses_nonsense() -> None:
         _sum("style")
     with pytest.raises(ValueError, match="finite"):
         Part("answer", AnswerVerifier(), float("nan"))
+
+
+def test_a_budget_takes_from_what_is_longer_than_its_problem_takes() -> None:
+    verifier = BudgetVerifier(AnswerVerifier(), {"p": 10.0}, slack=1.5, span=2.0, least=0.1)
+    group = [completion("\\boxed{42}", count) for count in (5, 15, 25, 100)] + [completion("\\boxed{1}", 100)]
+    # 25 tokens are 2.5 times: 1 - (2.5 - 1.5) / 2 = 0.5; 100 tokens would be below the least share
+    assert [verdict.score for verdict in verifier.score(PROBLEM, group)] == [1.0, 1.0, 0.5, 0.1, 0.0]
+    assert "2.5 times the usual length" in verifier.score(PROBLEM, group)[2].reason
+    unknown = Problem("other", PROBLEM.messages, answer="42")
+    assert verifier.score(unknown, group)[3].score == 1.0
+
+
+def test_a_mixture_of_rewards_is_opened_from_plain_values() -> None:
+    config = RewardConfig(
+        mixture=(
+            Weighted("answer", 0.9, RewardConfig("answer")),
+            Weighted("form", 0.1, RewardConfig(custom=FormatVerifier())),
+        ),
+        only_if_right="answer",
+    )
+    canonical_json(config)  # it can stand in a recipe
+    assert not config.relative
+    assert RewardConfig(mixture=(Weighted("win", 1.0, RewardConfig("preference")),)).relative
+    with open_verifier(config, {}, Machine()) as verifier:
+        group = [completion("<think>a</think>\\boxed{42}"), completion("\\boxed{42}"), completion("<think>a</think>x")]
+        assert [verdict.score for verdict in verifier.score(PROBLEM, group)] == [1.0, 0.9, 0.0]
