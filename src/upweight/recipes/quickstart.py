@@ -69,12 +69,13 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         return OptimizerConfig(kind="muon", rest_scale=rest_scale)
 
     # what is asked and what is held back; refinement, distillation and reinforcement each get stories of their own
-    refined_stories, paired_stories, gated_stories = of(600, 60), of(1500, 100), of(1800, 80)
+    refined_stories, paired_stories = of(600, 60), of(1500, 100)
+    reserved_steps = min(4, most_steps)
     problems = Step(
         "problems",
         pose,
         pose.Config(
-            stem=refined_stories + paired_stories + gated_stories,
+            stem=refined_stories + paired_stories,
             code=of(400, 40),
             preference=of(800, 100),
             reserved_stem=of(240, 24),
@@ -84,11 +85,30 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
             preference_pairs=of(1500, 200),
             fewest_steps=fewest_steps,
             most_steps=most_steps,
-            fewest_reserved_steps=min(4, most_steps),
+            fewest_reserved_steps=reserved_steps,
             most_reserved_steps=most_steps,
             largest_value=largest_value,
             most_operations=2,
             tests=5,
+        ),
+    )
+
+    # reinforcement gets the harder ones: more of them pass the gate, and each is seen a few times only
+    hard_problems = Step(
+        "hard_problems",
+        pose,
+        pose.Config(
+            stem=of(2600, 80),
+            code=0,
+            preference=0,
+            reserved_stem=0,
+            reserved_code=0,
+            gold_stem=0,
+            gold_code=0,
+            preference_pairs=0,
+            fewest_steps=reserved_steps,
+            most_steps=most_steps,
+            largest_value=largest_value,
         ),
     )
 
@@ -267,7 +287,9 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         {"model": tuned, "pairs": problems},
     )
 
-    def staged(name: str, model: Step, files: Portions, kind: RewardConfig, steps: int, rate: float) -> Step:
+    def staged(
+        name: str, model: Step, posed: Step, files: Portions, kind: RewardConfig, steps: int, rate: float
+    ) -> Step:
         kept = Step(
             f"gate_{name}",
             gate,
@@ -276,9 +298,9 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
                 reward=RewardConfig("answer") if kind.kind == "preference" else kind,
                 gate=bounds,
                 limits=Limits(ANSWER_TOKENS),
-                enough=of(800),
+                enough=of(1600),
             ),
-            {"problems": problems, "model": model},
+            {"problems": posed, "model": model},
         )
         inputs = {"model": model, "problems": kept}
         if kind.kind == "preference":
@@ -294,12 +316,10 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         )
         return Step(name, reinforce, config, inputs)
 
-    fresh = {"stem.jsonl": Take(gated_stories, after=refined_stories + paired_stories)}
-    stem = staged("rl_stem", distilled, fresh, RewardConfig("answer"), of(110, 3), 0.0015)
-    code = staged("rl_code", stem, {"code.jsonl": of(160, 40)}, RewardConfig("code"), of(12, 2), 0.0005)
-    final = staged(
-        "rl_preference", code, {"preference.jsonl": of(128, 32)}, RewardConfig("preference"), of(8, 2), 0.0001
-    )
+    answer, tests, preference = RewardConfig("answer"), RewardConfig("code"), RewardConfig("preference")
+    stem = staged("rl_stem", distilled, hard_problems, {"stem.jsonl": 0}, answer, of(140, 3), 0.0015)
+    code = staged("rl_code", stem, problems, {"code.jsonl": of(160, 40)}, tests, of(12, 2), 0.0005)
+    final = staged("rl_preference", code, problems, {"preference.jsonl": of(128, 32)}, preference, of(8, 2), 0.0001)
 
     checkpoints = {
         "base": base,
@@ -323,7 +343,20 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
         report.Config(title="upweight quickstart"),
         {
             step.name: step
-            for step in (problems, documents, unique, tags, similarity, mixture, shards, refined, chains, pairs, judge)
+            for step in (
+                problems,
+                hard_problems,
+                documents,
+                unique,
+                tags,
+                similarity,
+                mixture,
+                shards,
+                refined,
+                chains,
+                pairs,
+                judge,
+            )
         }
         | checkpoints
         | {f"gate_{step.name}": step.inputs["problems"] for step in (stem, code, final)}
