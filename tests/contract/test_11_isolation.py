@@ -1,5 +1,6 @@
 """Contract 11: model-written code runs isolated, and where isolation is not to be had the run is refused."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -369,13 +370,20 @@ def test_an_ordinary_user_is_isolated_too(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path[:0] = [{str(tmp_path)!r}, {str(tmp_path / "package")!r}]
-from upweight.rollout.sandbox import run_python
+import json
+from upweight.rollout.sandbox import SandboxLimits, run_python
+limits = SandboxLimits(1.0, 1.0, memory_bytes=128 << 20, output_bytes=1 << 16, disk_bytes=1 << 20)
 for code in ("import os; print(os.getuid(), os.path.exists('/etc/passwd'))", "import os; os.fork()"):
     done = run_python(code)
     print(done.stdout, done.stderr, done.isolated)
+for name, code in json.loads(sys.stdin.read()).items():
+    if "breached" in run_python(code, limits=limits).stdout:
+        print("BREACHED", name)
+print(run_python("import os; print('the next finds', os.listdir('.'))", limits=limits).stdout)
 """
     done = subprocess.run(
         ["/usr/bin/python3", "-c", code],
+        input=json.dumps({name: textwrap.dedent(program) for name, program in HOSTILE.items()}),
         user=65534,
         group=65534,
         extra_groups=[],
@@ -386,3 +394,6 @@ for code in ("import os; print(os.getuid(), os.path.exists('/etc/passwd'))", "im
     assert "65534 False" in done.stdout, done
     assert "PermissionError" in done.stdout
     assert "False" not in done.stdout.replace("65534 False", "")
+    # every hostile program of the list above, and the sandbox after them
+    assert "BREACHED" not in done.stdout
+    assert "the next finds []" in done.stdout

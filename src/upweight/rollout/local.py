@@ -13,6 +13,7 @@ log-probabilities differ from the trainer's by at most 2.5e-5 nats, but for one 
 (1.5e-3).
 """
 
+import copy
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from upweight.model.language_model import LanguageModel
 from upweight.model.logprobs import truncate
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 PREFILL_SCORES = 1 << 24
 """Attention scores of one head that reading prompts may take at once; more prompts are read in several passes."""
@@ -65,6 +68,9 @@ class LocalSampler(Sampler):
         batch_rows: completions decoded at once.
         policy: the fingerprint of the weights, written into each completion.
         cache_bytes: memory for keys and values; where batch_rows long completions need more, fewer run at once.
+        dtype: what is computed in; None takes the weights' own. "bfloat16" is faster on processors and GPUs that
+            multiply it natively: the weights of the moment are rounded at each call, and log-probabilities are those of
+            the rounded model, some hundredths of a nat from those of a trainer in float32.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class LocalSampler(Sampler):
         batch_rows: int = 256,
         policy: str = "",
         cache_bytes: int = 4 << 30,
+        dtype: str | None = None,
     ) -> None:
         if batch_rows < 1:
             raise ValueError(f"batch_rows is {batch_rows}: at least one completion has to be decoded at a time")
@@ -83,6 +90,7 @@ class LocalSampler(Sampler):
         self.batch_rows = batch_rows
         self.policy = policy
         self.cache_bytes = cache_bytes
+        self.dtype = None if dtype is None else _DTYPES[dtype]
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
         """`count` completions for each prompt; UserError where one leaves no room in the model's context."""
@@ -97,8 +105,14 @@ class LocalSampler(Sampler):
         if not read or count < 1:
             return [[] for _ in read]
         with torch.inference_mode():
-            made = _Run(self, read, count, limits).decode()
+            made = _Run(self, self._rounded(), read, count, limits).decode()
         return [made[start : start + count] for start in range(0, len(made), count)]
+
+    def _rounded(self) -> LanguageModel:
+        """The model as it is now, in the precision that is sampled in; itself where that is its own."""
+        if self.dtype in (None, self.model.unembedding.dtype):
+            return self.model
+        return copy.deepcopy(self.model).to(self.dtype)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else render(self.tokenizer, prompt)
@@ -111,9 +125,11 @@ class _Run:
     The cache has one row more than are decoded: it keeps a prompt whose group waits for room.
     """
 
-    def __init__(self, sampler: LocalSampler, prompts: list[list[int]], count: int, limits: Limits) -> None:
+    def __init__(
+        self, sampler: LocalSampler, model: LanguageModel, prompts: list[list[int]], count: int, limits: Limits
+    ) -> None:
         self.prompts, self.limits, self.policy = prompts, limits, sampler.policy
-        self.model, self.tokenizer = sampler.model, sampler.tokenizer
+        self.model, self.tokenizer = model, sampler.tokenizer
         self.device = self.model.device
         capacity = max(map(len, prompts)) + limits.max_new_tokens
         total = len(prompts) * count

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from statistics import fmean, median, pstdev
-from typing import Any
+from typing import Any, Literal
 
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
@@ -93,6 +93,8 @@ class Config:
     refresh: measure the difficulty of the problems again during the stage; None keeps those of the gate.
     budget: a length budget for each problem; None pays right answers whatever their length.
     tools: what the policy may call while it answers; None makes each answer one completion.
+    sampler_dtype: what the sampler of this process computes in, see rollout.local.LocalSampler. With "bfloat16" give
+        the objective `off_policy="truncate"` and a `mismatch_bound` of about 0.5.
     vllm: sample with vLLM in its own process, to which the weights are pushed; None samples in this one.
     judge: a held-out verifier that watches for reward hacking and that nothing is trained on. One that needs a reward
         model takes that of the input "judge".
@@ -115,6 +117,7 @@ class Config:
     refresh: Refresh | None = None
     budget: Budget | None = None
     tools: Tools | None = None
+    sampler_dtype: Literal["float32", "bfloat16"] = "float32"
     vllm: Vllm | None = None
     judge: RewardConfig | None = None
     judge_every: int = 5
@@ -355,7 +358,7 @@ def run(config: Config, work: Work) -> Summary:
         if config.judge is not None:
             inputs = work.inputs if "judge" not in work.inputs else {**work.inputs, "reward": work.inputs["judge"]}
             judge = opened.enter_context(open_verifier(config.judge, inputs, work.machine))
-        sampler: Sampler = LocalSampler(model, tokenizer, policy=work.out.name)
+        sampler: Sampler = LocalSampler(model, tokenizer, policy=work.out.name, dtype=config.sampler_dtype)
         if config.vllm is not None:
             log = work.out / "vllm.log"
             sampler = opened.enter_context(open_vllm(config.vllm, model, source, lambda: loader.consumed, log))
