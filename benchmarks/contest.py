@@ -49,21 +49,27 @@ class Turns:
         self._connection, self._left, self._steps = connection, warmup, steps
         self._warm = False
         self._units = 0.0
+        self._told = 0.0
         self._started = time.process_time()
 
-    def step(self, units: float) -> bool:
-        """Count one step. False when there will be no further turn."""
+    def step(self, units: float, cpu_seconds: float = 0.0) -> bool:
+        """Count one step. False when there will be no further turn.
+
+        Args:
+            cpu_seconds: what the step took, of work that is done in other processes; otherwise this one's is taken.
+        """
         self._left -= 1
         self._units += units
+        self._told += cpu_seconds
         if self._left:
             return True
-        spent = time.process_time() - self._started
+        spent = self._told or time.process_time() - self._started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._connection.send(Turn(self._units, spent, peak) if self._warm else None)
         self._warm = True
         self._left = self._steps
         goes_on = bool(self._connection.recv())
-        self._units = 0.0
+        self._units = self._told = 0.0
         self._started = time.process_time()
         return goes_on
 

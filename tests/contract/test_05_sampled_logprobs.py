@@ -65,6 +65,40 @@ def test_sampled_logprobs_are_the_trainers(
     assert worst <= BOUND_NATS
 
 
+def test_raw_logprobs_are_those_of_the_model_itself(model: Transformer, tokenizer: Tokenizer) -> None:
+    limits = Limits(24, temperature=0.6, top_p=0.9, seed=2)
+    # more completions than rows, so that rows move while others are half done
+    sampler = LocalSampler(model, tokenizer, batch_rows=3, raw_logprobs=True)
+    prompt = tokenizer.encode("3 and 4 make")
+    for completion in sampler.sample(["3 and 4 make"], count=7, limits=limits)[0]:
+        again = recomputed(model, prompt, completion, temperature=1.0, top_p=1.0)
+        assert float((again - torch.tensor(completion.raw_logprobs)).abs().max()) <= BOUND_NATS
+        assert completion.raw_logprobs != completion.logprobs
+    assert LocalSampler(model, tokenizer).sample(["3"], count=1, limits=limits)[0][0].raw_logprobs == ()
+
+
+BOUND_NATS_BF16 = 0.25
+"""In bfloat16 (three significant digits): the sampler computes all of it rounded, the trainer under autocast keeps its
+residual stream in float32."""
+
+
+def test_in_bfloat16_the_bound_is_a_wider_one(model: Transformer, tokenizer: Tokenizer) -> None:
+    limits = Limits(24, temperature=0.8, seed=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sampler = LocalSampler(model, tokenizer, batch_rows=7, dtype="bfloat16")
+    prompts = ["3 and 4 make", "12 and 19 make 31.\n7 and"]
+    worst, mean = 0.0, []
+    for prompt, group in zip(prompts, sampler.sample(prompts, count=6, limits=limits), strict=True):
+        for completion in group:
+            with torch.autocast("cpu", torch.bfloat16):
+                again = recomputed(model, tokenizer.encode(prompt), completion, temperature=0.8, top_p=1.0)
+            difference = (again - torch.tensor(completion.logprobs)).abs()
+            worst, mean = max(worst, float(difference.max())), [*mean, float(difference.mean())]
+    assert 0 < worst <= BOUND_NATS_BF16
+    assert sum(mean) / len(mean) < BOUND_NATS_BF16 / 5
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_the_bound_notices_a_forgotten_temperature(model: Transformer, tokenizer: Tokenizer) -> None:
     limits = Limits(24, temperature=0.8, top_p=0.9)
     completion = LocalSampler(model, tokenizer).sample(["3 and 4"], count=1, limits=limits)[0][0]

@@ -112,6 +112,8 @@ class Completion:
         text: the decoded tokens without the end-of-turn token.
         stop: why it ended: "end" (the model said so), "length" (truncated), "stop" (a stop string), "tool" or "error".
         policy: the fingerprint of the weights or the name of the endpoint that sampled it.
+        raw_logprobs: one a token, in nats, under the model itself, before temperature and truncation. Empty unless the
+            sampler was asked for them.
     """
 
     tokens: tuple[int, ...]
@@ -119,10 +121,12 @@ class Completion:
     text: str
     stop: str
     policy: str
+    raw_logprobs: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.logprobs and len(self.logprobs) != len(self.tokens):
-            raise ValueError(f"{len(self.logprobs)} log-probabilities for {len(self.tokens)} tokens: expected one each")
+        for told in (self.logprobs, self.raw_logprobs):
+            if told and len(told) != len(self.tokens):
+                raise ValueError(f"{len(told)} log-probabilities for {len(self.tokens)} tokens: expected one each")
 
     @property
     def truncated(self) -> bool:

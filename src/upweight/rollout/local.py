@@ -71,6 +71,7 @@ class LocalSampler(Sampler):
         dtype: what is computed in; None takes the weights' own. "bfloat16" is faster on processors and GPUs that
             multiply it natively: the weights of the moment are rounded at each call, and log-probabilities are those of
             the rounded model, some hundredths of a nat from those of a trainer in float32.
+        raw_logprobs: also keep each token's log-probability under the model before temperature and truncation.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class LocalSampler(Sampler):
         policy: str = "",
         cache_bytes: int = 4 << 30,
         dtype: str | None = None,
+        raw_logprobs: bool = False,
     ) -> None:
         if batch_rows < 1:
             raise ValueError(f"batch_rows is {batch_rows}: at least one completion has to be decoded at a time")
@@ -90,6 +92,7 @@ class LocalSampler(Sampler):
         self.batch_rows = batch_rows
         self.policy = policy
         self.cache_bytes = cache_bytes
+        self.raw_logprobs = raw_logprobs
         self.dtype = None if dtype is None else _DTYPES[dtype]
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
@@ -144,6 +147,7 @@ class _Run:
         self.uniforms = torch.zeros(shape, device=self.device)
         self.tokens = torch.zeros(shape, dtype=torch.long, device=self.device)
         self.logprobs = torch.zeros(shape, device=self.device)
+        self.raw = torch.zeros(shape if sampler.raw_logprobs else (self.rows, 0), device=self.device)
         self.made = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         self.last = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         self.order = torch.arange(self.rows, device=self.device)
@@ -210,6 +214,8 @@ class _Run:
         tokens, logprobs = draw(logits, self.uniforms[order, made], self.limits)
         self.tokens[order, made] = tokens
         self.logprobs[order, made] = logprobs
+        if self.raw.shape[1]:
+            self.raw[order, made] = logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
         self.last[rows] = tokens
         self.made[rows] += 1
 
@@ -227,7 +233,7 @@ class _Run:
             if row != final:
                 self.cache.copy(final, [row])
                 self.jobs[row] = self.jobs[final]
-                for state in (self.uniforms, self.tokens, self.logprobs, self.made, self.last):
+                for state in (self.uniforms, self.tokens, self.logprobs, self.raw, self.made, self.last):
                     state[row] = state[final]
             self.jobs.pop()
 
@@ -253,7 +259,10 @@ class _Run:
         found = [text.find(wanted) for wanted in self.limits.stop if wanted in text]
         if found:
             text, stop = text[: min(found)], "stop"
-        self.completions[self.jobs[row].place] = Completion(tuple(tokens), tuple(logprobs), text, stop, self.policy)
+        raw = tuple(self.raw[row, :length].tolist())
+        self.completions[self.jobs[row].place] = Completion(
+            tuple(tokens), tuple(logprobs), text, stop, self.policy, raw
+        )
 
 
 def draw(
