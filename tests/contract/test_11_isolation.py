@@ -93,7 +93,8 @@ HOSTILE = {
         """,
     "files of the host": """
         import os, glob
-        for path in ("/etc/passwd", "/etc/hosts", "/proc/1/environ", "/proc/self/maps", "/home", "/sys", "/usr/bin"):
+        paths = ["/etc/passwd", "/etc/hosts", "/proc/1/environ", "/proc/self/maps", "/home", "/sys", "/bin/sh"]
+        for path in (*paths, "/usr/bin/env"):
             if os.path.exists(path):
                 print("breached", path)
         for folder in ("/", "/usr", "/lib", "/sandbox", "/dev", os.path.dirname(os.__file__)):
