@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from upweight.core.errors import UserError
 from upweight.model import weights
 from upweight.model.config import ModelConfig
 from upweight.model.foreign import ForeignConfig, ForeignModel, load_foreign
@@ -15,7 +16,7 @@ from upweight.model.hub_config import UnsupportedModel
 from upweight.model.transformer import Transformer
 from upweight.model.weights import fingerprint
 
-__all__ = ["LanguageModel", "fingerprint", "load", "save"]
+__all__ = ["LanguageModel", "fingerprint", "interpolate", "load", "save"]
 
 LanguageModel = Transformer | ForeignModel
 
@@ -41,3 +42,18 @@ def save(model: LanguageModel, path: str | Path) -> None:
         model.save(path)
     else:
         weights.save(model, path)
+
+
+@torch.no_grad()
+def interpolate(model: LanguageModel, start: LanguageModel, share: float) -> None:
+    """Move the weights of `model`, in place, to `start + share (model - start)`.
+
+    Raises UserError where the two are not the same architecture.
+    """
+    first = dict(start.named_parameters())
+    last = dict(model.named_parameters())
+    shapes = [{name: weights.shape for name, weights in found.items()} for found in (first, last)]
+    if shapes[0] != shapes[1]:
+        raise UserError("weights can be interpolated between two checkpoints of one architecture only: these differ")
+    for name, weight in last.items():
+        weight.copy_(torch.lerp(first[name].to(weight), weight, share))

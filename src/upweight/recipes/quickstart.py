@@ -312,6 +312,7 @@ def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
             group=4,
             limits=Limits(ANSWER_TOKENS),
             learning_rate=rate,
+            interpolation=0.7,
             optimizer=optimizer(0.3),
         )
         return Step(name, reinforce, config, inputs)

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import httpx
 from torch import Tensor
@@ -39,6 +39,7 @@ LOG_LINES = 15
 """Of the server's log, shown where it does not start."""
 
 
+@runtime_checkable
 class Transfer(Protocol):
     """What pushes weights: an engine of vLLM's own."""
 

@@ -19,7 +19,7 @@ from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Sampler, Verifier
 from upweight.core.records import Problem, Rollout
 from upweight.core.work import Estimate, Monitor, Summary, Work
-from upweight.model.language_model import fingerprint, load, save
+from upweight.model.language_model import fingerprint, interpolate, load, save
 from upweight.objectives.grpo import Grpo, RolloutBatch, Sampled, group_advantages
 from upweight.rollout.episode import Tool
 from upweight.rollout.local import LocalSampler
@@ -100,6 +100,8 @@ class Config:
         model takes that of the input "judge".
     judge_every: steps between two looks of the judge.
     learning_rate: constant after `warmup_steps`.
+    interpolation: how far from the first to the last weights the checkpoint lies, above 0 and up to 1. Less than 1
+        forgets less of what earlier stages taught (Ramé et al., arXiv 2406.16768, section 3.3).
     batch_tokens: tokens of one forward pass; the loss does not depend on it.
     keep_rollouts_every: how often a step's rollouts are kept for the report.
     """
@@ -123,6 +125,7 @@ class Config:
     judge_every: int = 5
     learning_rate: float = 1.0
     warmup_steps: int = 2
+    interpolation: float = 1.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_tokens: int = 8192
     keep_rollouts_every: int = 10
@@ -136,6 +139,8 @@ class Config:
             raise UserError(f"{self.steps} steps of {self.problems_a_step} problems: both have to be at least 1")
         if self.limits.temperature <= 0:
             raise UserError("temperature 0 makes every completion of a group the same: nothing can be learned from it")
+        if not 0 < self.interpolation <= 1:
+            raise UserError(f"interpolation is {self.interpolation}: expected above 0 and up to 1, the last weights")
         if self.resample_rounds < 0 or self.judge_every < 1 or not 1 <= self.updates_a_batch <= self.problems_a_step:
             raise UserError(
                 f"resample_rounds {self.resample_rounds}, judge_every {self.judge_every}, updates_a_batch "
@@ -400,6 +405,8 @@ def run(config: Config, work: Work) -> Summary:
             dtype=config.dtype,
         ):
             mismatch = max(mismatch, report.terms.get("logprob_difference", 0.0))
+    if config.interpolation < 1:
+        interpolate(model, load(source)[0], config.interpolation)
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
     discard(work.out / "checkpoints")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_models import checkpoint, work
 
 from upweight.core.errors import UserError
@@ -121,6 +122,19 @@ def test_a_step_trains_and_says_what_it_saw(tmp_path: Path, inputs: dict[str, Pa
     assert summary["largest_logprob_difference"] < 1e-3
 
 
+def test_the_checkpoint_lies_between_the_first_and_the_last_weights(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    whole, _ = run(CONFIG, tmp_path, inputs, "whole")
+    part, summary = run(replace(CONFIG, interpolation=0.25), tmp_path, inputs, "part")
+    weights = {
+        name: dict(load(path / "model")[0].named_parameters())
+        for name, path in (("first", inputs["model"]), ("last", whole.out), ("part", part.out))
+    }
+    for name, between in weights["part"].items():
+        expected = weights["first"][name] + 0.25 * (weights["last"][name] - weights["first"][name])
+        assert torch.allclose(between, expected, atol=1e-7)
+    assert summary["weights"] == fingerprint(load(part.out / "model")[0])
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"updates_a_batch": 3, "resample_rounds": 1}], ids=["plain", "several updates"]
 )
@@ -216,6 +230,8 @@ def test_a_budget_needs_what_the_gate_measured(tmp_path: Path, inputs: dict[str,
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UserError, match="interpolation is 0"):
+        replace(CONFIG, interpolation=0.0)
     with pytest.raises(UserError, match="updates_a_batch 4"):
         replace(CONFIG, updates_a_batch=4)
     with pytest.raises(UserError, match=r"slack 0\.5"):
