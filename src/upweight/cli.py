@@ -45,6 +45,8 @@ class Hardware:
     """CPU threads of the tensor library; 0 leaves its default, one a core."""
     workers: int = 2
     """Processes for work that is parallel over documents or programs."""
+    cluster: str = ""
+    """A Ray cluster for work that is parallel over documents: its address, or local. Default: processes."""
     unsafe_execution: bool = False
     """Run programs that a model wrote without isolation where this machine offers none. They can do all you can."""
     compile: Literal["auto", "on", "off"] = "auto"

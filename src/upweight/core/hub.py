@@ -1,8 +1,9 @@
-"""Names on the Hugging Face hub: where a path is no directory here, it may be one of these."""
+"""Names on the Hugging Face hub: where a path is no directory here, it may be a model or a data set of that name."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from upweight.core.errors import UserError
 
@@ -26,3 +27,34 @@ def find_directory(path: str | Path, patterns: Sequence[str] = MODEL_FILES) -> P
         return Path(snapshot_download(str(path), allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{path} is no directory here, and the hub did not give it: {error}") from error
+
+
+def open_dataset(name: str, *, split: str, subset: str | None = None, streaming: bool = False) -> Any:
+    """The rows of a data set of the `datasets` library: a hub name, or a directory that `save_to_disk` wrote.
+
+    Args:
+        split, subset: as `load_dataset` takes them.
+        streaming: rows of a hub name are fetched as they are read; a directory is read from the disk either way.
+
+    Raises UserError where the library is missing (the extra `datasets`), and where the data set cannot be opened.
+    """
+    try:
+        # imported here: an optional extra
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"reading the data set {name} needs the package datasets: pip install 'upweight[datasets]', or name its "
+            "JSON lines or parquet files instead"
+        ) from None
+    directory = Path(name)
+    try:
+        if (directory / "dataset_dict.json").exists():
+            return datasets.load_from_disk(name)[split]
+        if (directory / "state.json").exists():
+            return datasets.load_from_disk(name)
+        return datasets.load_dataset(name, subset, split=split, streaming=streaming)
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, KeyError):
+            told = f"it has no split {told}"
+        raise UserError(f"the data set {name} (subset {subset}, split {split}) cannot be opened: {told}") from error

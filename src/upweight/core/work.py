@@ -21,6 +21,8 @@ class Machine:
         device: a torch device name.
         threads: CPU threads of one process; 0 leaves torch's default.
         workers: processes for work that is parallel over documents or programs.
+        cluster: a Ray cluster for work that is parallel over documents: its address ("auto" for the one of this
+            machine), or "local" for one of `workers` workers that lasts as long as a step. "" is processes.
         unsafe_execution: run model-written code without isolation where isolation is not to be had.
         compile: whether the compiler fuses the layers of a model in training: "on", "off", or "auto", which is on for
             CUDA. It takes up to a minute at the start of each training step of a recipe.
@@ -33,6 +35,7 @@ class Machine:
     device: str = "cpu"
     threads: int = 0
     workers: int = 2
+    cluster: str = ""
     unsafe_execution: bool = False
     compile: Literal["auto", "on", "off"] = "auto"
     recompute: float | int = 0.0

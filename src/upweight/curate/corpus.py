@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.compute as compute
@@ -59,6 +60,12 @@ def batches(files: Sequence[Path], size: int = DOCUMENTS_AT_ONCE) -> Iterator[li
             yield [Document(*row) for row in zip(*columns, strict=True)]
 
 
+def rows_of(file: Path) -> Iterator[tuple[Any, ...]]:
+    """The rows of a file that a RowWriter wrote."""
+    for batch in parquet.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
 def excerpt(text: str, most: int = 300) -> str:
     """The beginning of a text, marked where it was cut."""
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -112,10 +119,14 @@ def drop_writer(path: Path) -> RowWriter:
 
 
 class DocumentWriter:
-    """Documents written to numbered files of a directory, in order."""
+    """Documents written to numbered files of a directory, in order.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Args:
+        prefix: what the names of the files begin with.
+    """
+
+    def __init__(self, directory: Path, prefix: str = "") -> None:
+        self._directory, self._prefix = directory, prefix
         self._files = 0
         self._in_file = 0
         self._file: RowWriter | None = None
@@ -134,7 +145,7 @@ class DocumentWriter:
         if self._file is None or self._in_file == DOCUMENTS_OF_FILE:
             if self._file is not None:
                 self._file.close()
-            self._file = RowWriter(self._directory / f"{self._files:05d}.parquet", _DOCUMENTS)
+            self._file = RowWriter(self._directory / f"{self._prefix}{self._files:05d}.parquet", _DOCUMENTS)
             self._files, self._in_file = self._files + 1, 0
         self._file.add(document.id, document.text, document.source)
         self._in_file += 1

@@ -13,7 +13,6 @@ import re
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
@@ -112,7 +111,7 @@ class PythonInstallation:
         for file in files.get("python-code" if kind == "python-docstring" else kind, ()):
             if not os.path.isfile(file.path):
                 continue  # a link that leads nowhere
-            record = read_file(Path(file.path), kind, file.origin, most=self.max_file_bytes)
+            record = read_file(file.path, kind, file.origin, most=self.max_file_bytes, strict=True)
             if isinstance(record, Reject):
                 # a file that holds no docstring is no malformed record, and the same file counts as code already
                 if kind != "python-docstring":

@@ -3,23 +3,24 @@
 Writes documents/*.parquet (id, text, source) and dropped.parquet (id, source, reason, detail, excerpt). Records that
 could not be read stand in dropped.parquet too, without an id; their detail says where they are. Sources may read what
 lies outside the recipe, so the summary holds a fingerprint of what was read: equal texts in equal order, equal digits.
+
+A source of many files is read in parts, side by side (store/parts.py). What a killed run has completed of them stays.
 """
 
-import glob
 import hashlib
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from upweight.core.errors import UserError
 from upweight.core.records import Document
 from upweight.core.work import Estimate, Summary, Work
-from upweight.curate.corpus import DocumentWriter, RowWriter, drop_writer, excerpt
+from upweight.curate.corpus import DocumentWriter, RowWriter, drop_writer, excerpt, rows_of
 from upweight.curate.normalise import DEFAULT_FILTERS, Filter, check, normalise
-from upweight.curate.source import Reject, Source
+from upweight.curate.source import DAMAGED, Part, Reject, Source, listed, parts_of
+from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
 
 EXAMPLES_OF_REASON = 3
 RECORDS_BEFORE_BOUND = 10_000
@@ -31,7 +32,8 @@ class Config:
     """Attributes:
     sources: what is read, in order.
     filters: what is dropped at once; see curate/normalise.py.
-    most_rejected_share: the largest share of records that may be unreadable, 0-1; above it the run stops.
+    most_rejected_share: the largest share of records, and of files, that may be unreadable, 0-1; above it the run
+        stops.
     """
 
     sources: tuple[Source, ...]
@@ -45,58 +47,69 @@ class Config:
             raise UserError(f"most_rejected_share is {self.most_rejected_share}: it is a share, 0-1")
 
 
+@dataclass
 class _Tally:
-    """What came and what became of it."""
+    """What came and what became of it, of one part or of all so far."""
 
-    def __init__(self) -> None:
-        self.records: Counter[str] = Counter()
-        self.kept: Counter[str] = Counter()
-        self.kept_bytes: Counter[str] = Counter()
-        self.rejected: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
-        self.examples: dict[str, list[dict[str, str]]] = {}
-        self.digest = hashlib.sha256()
+    files: int = 0
+    records: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    kept_bytes: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def example(self, reason: str, **shown: str) -> None:
         shown_so_far = self.examples.setdefault(reason, [])
         if len(shown_so_far) < EXAMPLES_OF_REASON:
             shown_so_far.append(shown)
 
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Another tally, as the JSON data that a part returns."""
+        self.files += other["files"]
+        for name in ("records", "kept", "kept_bytes", "rejected", "dropped"):
+            getattr(self, name).update(other[name])
+        for reason, examples in other["examples"].items():
+            for shown in examples:
+                self.example(reason, **shown)
+
     def refuse_above(self, most_share: float) -> None:
+        """Refuse where more than this share of the records, or of the files, could not be read."""
         total, rejected = self.records.total(), self.rejected.total()
         if rejected > most_share * total:
             reason, count = self.rejected.most_common(1)[0]
-            where = self.examples[reason][0]["detail"]
-            raise UserError(
-                f"{rejected:,} of {total:,} records could not be read, more than the allowed share of {most_share:g}; "
-                f"{count:,} of them for the reason {reason!r}, the first at {where}. "
-                "Mend the source, or raise most_rejected_share of ingest"
-            )
+            what = f"{rejected:,} of {total:,} records could not be read"
+        elif self.rejected[DAMAGED] > most_share * self.files:
+            reason = DAMAGED
+            count = self.rejected[DAMAGED]
+            what = f"{count:,} of {self.files:,} files could not be read to their end"
+        else:
+            return
+        first = self.examples[reason][0]
+        raise UserError(
+            f"{what}, more than the allowed share of {most_share:g}; "
+            f"{count:,} of them for the reason {reason!r}, the first at {first['detail']}: {first['excerpt']}. "
+            "Mend the source, or raise most_rejected_share of ingest"
+        )
 
 
 def run(config: Config, work: Work) -> Summary:
-    """Read all sources, keep what can be read and passes the filters."""
-    shutil.rmtree(work.out / "documents", ignore_errors=True)  # of an earlier run that was killed
-    tally = _Tally()
+    """Read all sources, part by part, and keep what can be read and passes the filters."""
+    parts = [part for source in config.sources for part in parts_of(source)]
+    _remove_foreign(work.out / "documents", len(parts))
+    tally, digest = _Tally(), hashlib.sha256()
     with (
-        DocumentWriter(work.out / "documents") as writer,
         drop_writer(work.out / "dropped.parquet") as drops,
         work.monitor.track("read", total=_expected(config.sources), unit="documents") as bar,
     ):
-        for record in _records(config.sources):
-            bar.advance()
-            tally.records[record.source] += 1
-            if isinstance(record, Reject):
-                tally.rejected[record.reason] += 1
-                tally.example(
-                    record.reason, source=record.source, detail=record.origin, excerpt=excerpt(record.excerpt)
-                )
-                drops.add("", record.source, record.reason, record.origin, excerpt(record.excerpt))
-            else:
-                tally.digest.update(f"{record.id} {record.source}\n".encode())
-                _take(config.filters, record, writer, drops, tally)
-            if tally.records.total() % RECORDS_BEFORE_BOUND == 0:
+        items = [(part, config.filters) for part in parts]
+        for place, result in enumerate(in_parts(_read, items, work, bar)):
+            tally.add(result["tally"])
+            digest.update(result["digest"].encode())
+            if tally.records.total() >= RECORDS_BEFORE_BOUND:
                 tally.refuse_above(config.most_rejected_share)
+            for row in rows_of(_dropped(work.out, place)):
+                drops.add(*row)
         tally.refuse_above(config.most_rejected_share)
     if not tally.kept:
         why = ", ".join(f"{count:,} {reason}" for reason, count in (tally.rejected + tally.dropped).most_common(3))
@@ -104,32 +117,65 @@ def run(config: Config, work: Work) -> Summary:
             f"no document is left of {tally.records.total():,} records ({why or 'the sources are empty'}): "
             "give ingest other sources or wider filters"
         )
-    return _summary(tally)
+    forget(work.out)
+    return _summary(tally, digest.hexdigest()[:16])
 
 
-def _records(sources: Sequence[Source]) -> Iterator[Document | Reject]:
-    for source in sources:
-        yield from source.documents()
+def _dropped(out: Path, place: int) -> Path:
+    return out / DIRECTORY / f"{place:05d}.dropped.parquet"
+
+
+def _remove_foreign(documents: Path, parts: int) -> None:
+    """Files that no part of this run writes, left by an earlier one that was killed."""
+    names = {f"{place:05d}" for place in range(parts)}
+    for file in documents.glob("*") if documents.is_dir() else ():
+        if file.name.split("-")[0] not in names:
+            file.unlink()
+
+
+def _read(item: tuple[Part, tuple[Filter, ...]], place: int, out: Path, tick: Tick) -> dict[str, Any]:
+    """Read one part: its documents and what is left out go to files, the counts are returned."""
+    part, filters = item
+    tally, digest = _Tally(files=part.files), hashlib.sha256()
+    for left in (out / "documents").glob(f"*{place:05d}-*"):
+        left.unlink()
+    with (
+        DocumentWriter(out / "documents", f"{place:05d}-") as writer,
+        drop_writer(_dropped(out, place)) as drops,
+    ):
+        for record in part.source.documents():
+            tally.records[record.source] += 1
+            if isinstance(record, Reject):
+                tally.rejected[record.reason] += 1
+                shown = excerpt(record.excerpt)
+                tally.example(record.reason, source=record.source, detail=record.origin, excerpt=shown)
+                drops.add("", record.source, record.reason, record.origin, shown)
+            else:
+                digest.update(f"{record.id} {record.source}\n".encode())
+                _take(filters, record, writer, drops, tally)
+            tick(1)
+    return {"tally": vars(tally), "digest": digest.hexdigest()}
 
 
 def _take(filters: Sequence[Filter], record: Document, writer: DocumentWriter, drops: RowWriter, tally: _Tally) -> None:
-    document = Document.of(normalise(record.text), record.source)
-    dropped = check(document.text, filters)
+    text = normalise(record.text)
+    document = record if text == record.text else Document.of(text, record.source)
+    dropped = check(text, filters)
     if dropped is None:
         writer.add(document)
         tally.kept[document.source] += 1
-        tally.kept_bytes[document.source] += len(document.text.encode())
+        tally.kept_bytes[document.source] += len(text) if text.isascii() else len(text.encode())
     else:
         tally.dropped[dropped.reason] += 1
-        shown = excerpt(document.text)
+        shown = excerpt(text)
         tally.example(dropped.reason, source=document.source, detail=dropped.detail, excerpt=shown)
         drops.add(document.id, document.source, dropped.reason, dropped.detail, shown)
 
 
-def _summary(tally: _Tally) -> dict[str, Any]:
+def _summary(tally: _Tally, fingerprint: str) -> dict[str, Any]:
     return {
         "records": tally.records.total(),
-        "fingerprint": tally.digest.hexdigest()[:16],
+        "fingerprint": fingerprint,
         "kept": tally.kept.total(),
         "kept_bytes": tally.kept_bytes.total(),
         "rejected": dict(tally.rejected.most_common()),
@@ -164,5 +210,7 @@ def _bytes(source: Any) -> float:
     """What a source is expected to hold; 0 where it says nothing and its files are not there yet."""
     if hasattr(source, "max_bytes") or hasattr(source, "count"):
         return float(getattr(source, "max_bytes", 250.0 * getattr(source, "count", 0)))
-    files = glob.glob(source.paths, recursive=True) if hasattr(source, "paths") else ()
-    return float(sum(Path(file).stat().st_size for file in files))
+    try:
+        return float(sum(listed(source.paths).values())) if hasattr(source, "paths") else 0.0
+    except UserError:
+        return 0.0

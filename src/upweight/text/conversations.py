@@ -22,8 +22,9 @@ import msgspec
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
-from upweight.core.compressed import opened
 from upweight.core.errors import UserError
+from upweight.core.files import opened
+from upweight.core.hub import open_dataset
 from upweight.core.records import Conversation, Message, Role, ToolCall
 
 ROLES = {
@@ -102,29 +103,7 @@ class ConversationDataset:
             yield parse(row, column=self.column, source=self.source, default=default, where=where)
 
     def _rows(self) -> Sequence[Mapping[str, Any]]:
-        try:
-            # imported here: an optional extra
-            import datasets
-        except ImportError:
-            raise UserError(
-                f"reading the data set {self.name} needs the package datasets: pip install 'upweight[datasets]', or "
-                "name its JSON lines or parquet files with ConversationFiles"
-            ) from None
-        directory = Path(self.name)
-        try:
-            if (directory / "dataset_dict.json").exists():
-                rows = datasets.load_from_disk(self.name)[self.split]
-            elif (directory / "state.json").exists():
-                rows = datasets.load_from_disk(self.name)
-            else:
-                rows = datasets.load_dataset(self.name, self.subset, split=self.split)
-        except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            told = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if isinstance(error, KeyError):
-                told = f"it has no split {told}"
-            raise UserError(
-                f"the data set {self.name} (subset {self.subset}, split {self.split}) cannot be opened: {told}"
-            ) from error
+        rows = open_dataset(self.name, split=self.split, subset=self.subset)
         return cast(Sequence[Mapping[str, Any]], rows)
 
 

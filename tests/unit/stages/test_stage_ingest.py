@@ -61,12 +61,12 @@ def test_a_killed_run_is_overwritten_with_the_same_bytes(tmp_path: Path) -> None
     clean, resumed = tmp_path / "clean", tmp_path / "resumed"
     clean.mkdir()
     (resumed / "documents").mkdir(parents=True)
-    for left in ("00000.parquet", "00007.parquet", ".00000.parquet.building"):
+    for left in ("00000-00000.parquet", "00007-00000.parquet", ".00000-00000.parquet.building"):
         (resumed / "documents" / left).write_bytes(b"PAR1 half")
     assert ingest.run(config, Work(clean, {})) == ingest.run(config, Work(resumed, {}))
     for root in (clean, resumed):
-        assert [path.name for path in (root / "documents").iterdir()] == ["00000.parquet"]
-    for name in ("documents/00000.parquet", "dropped.parquet"):
+        assert [path.name for path in (root / "documents").iterdir()] == ["00000-00000.parquet"]
+    for name in ("documents/00000-00000.parquet", "dropped.parquet"):
         assert (clean / name).read_bytes() == (resumed / name).read_bytes()
 
 

@@ -1,0 +1,261 @@
+"""Work that falls into parts: side by side in processes of this machine or on a Ray cluster, each part done once.
+
+What a part came to is kept beside the artifact as soon as it is complete, so a run that was killed goes on with the
+parts that are left, and a worker that dies costs its part's time and nothing else. Results come in the order of the
+parts whatever the number of workers: an artifact does not depend on where it was made.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import pickletools
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any, TypeVar
+
+from upweight.core.errors import UserError
+from upweight.core.work import Bar, Machine, Work
+from upweight.store.artifact import write_whole
+
+Item = TypeVar("Item")
+Tick = Callable[[float | int], None]
+"""Called with the units that were done since it was called last."""
+Do = Callable[[Item, int, Path, Tick], dict[str, Any]]
+"""Does one part: the item, its place among all, the artifact's directory, and whom to tell; returns JSON data."""
+
+DIRECTORY = ".parts"
+DEATHS = 3
+"""How often workers may die before the run stops."""
+POLL_SECONDS = 0.5
+
+
+def in_parts(do: Do[Item], items: Sequence[Item], work: Work, bar: Bar) -> Iterator[dict[str, Any]]:
+    """What `do` returns for each item, in order.
+
+    Args:
+        do: a function of a module; it may be called again for a part that was not completed, so it overwrites.
+        items: the parts, equal in every run of the step.
+        work: `machine.workers` processes do the parts, or Ray where `machine.cluster` names one.
+        bar: told what `do` tells its Tick.
+
+    Call `forget` when the artifact is complete.
+    """
+    kept = work.out / DIRECTORY
+    kept.mkdir(parents=True, exist_ok=True)
+    for left in kept.glob("*.count"):
+        left.unlink()
+    open_parts = [place for place, item in enumerate(items) if _result(kept, place, item) is None]
+    for place in set(range(len(items))) - set(open_parts):
+        bar.advance(_result_of(kept, place)["units"])
+    done = _done(do, items, open_parts, work, bar)
+    waiting = set(open_parts)
+    for place in range(len(items)):
+        while place in waiting:
+            waiting.discard(next(done))
+        result: dict[str, Any] = _result_of(kept, place)["result"]
+        yield result
+    done.close()
+
+
+def forget(out: Path) -> None:
+    """Remove what was kept of the parts."""
+    shutil.rmtree(out / DIRECTORY, ignore_errors=True)
+
+
+def _done(
+    do: Do[Item], items: Sequence[Item], places: Sequence[int], work: Work, bar: Bar
+) -> Generator[int, None, None]:
+    """Do the parts, and say which is complete as they are."""
+    tasks = [(do, items[place], place, work.out) for place in places]
+    if work.machine.cluster:
+        yield from _on_ray(tasks, work, bar)
+    elif min(len(tasks), work.machine.workers) > 1 and all(map(_travels, tasks)):
+        yield from _in_processes(tasks, work, bar)
+    else:
+        for task in tasks:
+            _complete(*task, tick=bar.advance)
+            yield task[2]
+
+
+_Task = tuple[Any, Any, int, Path]
+
+
+def _complete(do: Any, item: Any, place: int, out: Path, *, tick: Tick) -> None:
+    """Do a part and keep its result."""
+    units = 0.0
+
+    def counted(more: float | int) -> None:
+        nonlocal units
+        units += more
+        tick(more)
+
+    result = do(item, place, out, counted)
+    text = json.dumps({"of": _name(item), "units": units, "result": result})
+    write_whole(out / DIRECTORY / f"{place:05d}.json", text)
+
+
+def _complete_elsewhere(do: Any, item: Any, place: int, out: Path) -> int:
+    """The same in another process, which says how far it is in a file."""
+    count = out / DIRECTORY / f"{place:05d}.count"
+    total, said = 0.0, time.monotonic()
+
+    def tick(more: float | int) -> None:
+        nonlocal total, said
+        total += more
+        if time.monotonic() - said > POLL_SECONDS:
+            write_whole(count, f"{total:.0f}")
+            said = time.monotonic()
+
+    _complete(do, item, place, out, tick=tick)
+    return place
+
+
+class _Progress:
+    """Tells the bar of parts that are done elsewhere."""
+
+    def __init__(self, out: Path, bar: Bar) -> None:
+        self._kept, self._bar = out / DIRECTORY, bar
+        self._told: dict[int, float] = {}
+
+    def look(self, places: Sequence[int]) -> None:
+        for place in places:
+            try:
+                self._tell(place, float((self._kept / f"{place:05d}.count").read_text()))
+            except (OSError, ValueError):
+                continue
+
+    def complete(self, place: int) -> None:
+        self._tell(place, float(_result_of(self._kept, place)["units"]))
+        (self._kept / f"{place:05d}.count").unlink(missing_ok=True)
+
+    def _tell(self, place: int, units: float) -> None:
+        told = self._told.get(place, 0.0)
+        if units > told:
+            self._told[place] = units
+            self._bar.advance(units - told)
+
+
+def _in_processes(tasks: list[_Task], work: Work, bar: Bar) -> Iterator[int]:
+    progress = _Progress(work.out, bar)
+    left = {task[2]: task for task in tasks}
+    for death in range(DEATHS):
+        pool = ProcessPoolExecutor(work.machine.workers, get_context("forkserver"), initializer=_begin)
+        try:
+            running: dict[Future[int], int] = {
+                pool.submit(_complete_elsewhere, *task): place for place, task in left.items()
+            }
+            while running:
+                ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    place = future.result()
+                    running.pop(future)
+                    left.pop(place)
+                    progress.complete(place)
+                    yield place
+                progress.look(list(left)[: 2 * work.machine.workers])
+            return
+        except BrokenProcessPool:
+            if death + 1 == DEATHS:
+                raise UserError(
+                    f"workers died {DEATHS} times, the last time with {len(left)} parts left: is there enough memory? "
+                    "Take fewer with --workers; what is complete is kept"
+                ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+    """A worker ends without a word when it is interrupted, and when its parent ends, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch(sentinel: int) -> None:
+        wait_for([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _on_ray(tasks: list[_Task], work: Work, bar: Bar) -> Iterator[int]:
+    """On the cluster, whose nodes see the artifact's directory by the same path. Parts of dead workers are repeated."""
+    try:
+        # an optional extra
+        import ray
+    except ImportError:
+        raise UserError("working on a Ray cluster needs the extra: pip install 'upweight[ray]'") from None
+    progress = _Progress(work.out, bar)
+    started = not ray.is_initialized()
+    if started:
+        ray.init(**_address(work.machine), log_to_driver=False, logging_level="error")
+    try:
+        remote = ray.remote(max_retries=DEATHS, num_cpus=1)(_complete_elsewhere)
+        running = {remote.remote(do, item, place, work.out.resolve()): place for do, item, place, _ in tasks}
+        while running:
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
+            for reference in ended:
+                place = running.pop(reference)
+                ray.get(reference)
+                progress.complete(place)
+                yield place
+            progress.look(list(running.values()))
+    except ray.exceptions.WorkerCrashedError as error:
+        raise UserError(
+            f"workers of the Ray cluster died {DEATHS} times over the same part ({error}); what is complete is kept"
+        ) from error
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _address(machine: Machine) -> dict[str, Any]:
+    """ "local" starts a cluster of this machine's workers for the time of the step."""
+    return {"num_cpus": machine.workers} if machine.cluster == "local" else {"address": machine.cluster}
+
+
+def _result(kept: Path, place: int, item: object) -> dict[str, Any] | None:
+    """What is kept of a part, if it is of this item."""
+    try:
+        found = _result_of(kept, place)
+    except (OSError, ValueError):
+        return None
+    return found if found.get("of") == _name(item) else None
+
+
+def _result_of(kept: Path, place: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((kept / f"{place:05d}.json").read_text())
+    return found
+
+
+def _name(item: object) -> str:
+    return hashlib.sha256(repr(item).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _travels(task: _Task) -> bool:
+    """Whether another process can load it: not what a recipe's own file defines, which has no importable name."""
+    try:
+        packed = pickle.dumps(task[:2], protocol=2)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return False
+    named = {str(value).split(" ")[0] for code, value, _ in pickletools.genops(packed) if code.name == "GLOBAL"}
+    return all(_importable(module) for module in named)
+
+
+def _importable(module: str) -> bool:
+    top = module.partition(".")[0]  # looked for anew: a recipe's file is among the modules, and found by no path
+    return top != "__main__" and any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
