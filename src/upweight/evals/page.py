@@ -55,8 +55,12 @@ class StepView:
         return float(self.manifest.get("planned", {}).get("seconds", 0.0))
 
 
-def render_page(inputs: Mapping[str, Path], title: str) -> str:
-    """The page about the artifacts `inputs`, by the names that the reader knows them by."""
+def render_page(inputs: Mapping[str, Path], title: str, ledger: Any = None) -> str:
+    """The page about the artifacts `inputs`, by the names that the reader knows them by.
+
+    Args:
+        ledger: of the documents (curate/ledger.py), where there is one.
+    """
     figures: dict[str, Model] = {}
     steps = [_view(name, path, figures) for name, path in inputs.items()]
     _rank(steps)
@@ -68,6 +72,7 @@ def render_page(inputs: Mapping[str, Path], title: str) -> str:
     template = environment.from_string(files("upweight.evals").joinpath("page.html").read_text())
     return template.render(
         title=title,
+        ledger=ledger,
         steps=steps,
         ranks=[[step for step in steps if step.rank == rank] for rank in range(1 + max(step.rank for step in steps))],
         evaluations=evaluations,

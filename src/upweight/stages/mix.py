@@ -24,7 +24,7 @@ from upweight.curate.scores import Scores, read_similarity
 from upweight.curate.selection import DEFAULT_WEIGHTS, Lift, Placed, Tier, place, utilities
 
 DROPPED = "dropped"
-SAMPLES = 4
+SAMPLES = 12
 
 KEPT_SCHEMA = arrow.schema(
     [(name, arrow.string()) for name in ("id", "text", "source", "tier")] + [("utility", arrow.float32())]

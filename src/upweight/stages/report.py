@@ -9,8 +9,9 @@ from pathlib import Path
 
 from upweight.core.errors import UserError
 from upweight.core.work import Estimate, Summary, Work
+from upweight.curate.ledger import ledger_of
 from upweight.evals.page import render_page
-from upweight.store.artifact import write_whole
+from upweight.store.artifact import MANIFEST, read_manifest, write_whole
 
 REPORT = "report.html"
 
@@ -35,7 +36,8 @@ def run(config: Config, work: Work) -> Summary:
 
 def write_page(inputs: Mapping[str, Path], path: Path, *, title: str) -> None:
     """The page about the artifacts `inputs`, complete or still being built, all at once into `path`."""
-    write_whole(path, render_page(inputs, title))
+    complete = [read_manifest(found / MANIFEST) for found in inputs.values() if (found / MANIFEST).exists()]
+    write_whole(path, render_page(inputs, title, ledger_of(complete)))
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:

@@ -78,7 +78,7 @@ def run(config: Config, work: Work) -> Summary:
     else:
         tokenizer = Tokenizer.load(config.tokenizer)
     tokenizer.with_template(PLAIN).save(work.out / "tokenizer")
-    counts, heldout, left_out = _write(files, tokenizer, config, work)
+    counts, heldout, not_kept, left_out = _write(files, tokenizer, config, work)
     write_jsonl(work.out / "heldout.jsonl", (document for pool in config.pools for document in heldout[pool]))
     (work.out / "pools.json").write_text(json.dumps(counts, indent=1))
     return {
@@ -90,6 +90,7 @@ def run(config: Config, work: Work) -> Summary:
         },
         "tokens": sum(count["tokens"] for by in counts.values() for count in by.values()),
         "heldout_documents": {pool: len(kept) for pool, kept in heldout.items()},
+        "heldout_not_kept": dict(not_kept),
         "documents_in_no_pool": dict(left_out),
     }
 
@@ -137,9 +138,10 @@ def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[str, str, str, str]], co
 
 def _write(
     files: Sequence[Path], tokenizer: Tokenizer, config: Config, work: Work
-) -> tuple[dict[str, dict[str, dict[str, int]]], dict[str, list[Document]], Counter[str]]:
+) -> tuple[dict[str, dict[str, dict[str, int]]], dict[str, list[Document]], Counter[str], Counter[str]]:
     counts: dict[str, dict[str, dict[str, int]]] = {name: {} for name in config.pools}
     heldout: dict[str, list[Document]] = {name: [] for name in config.pools}
+    not_kept: Counter[str] = Counter()  # held out beyond `heldout_most`
     left_out: Counter[str] = Counter()
     writers = {name: ShardWriter(work.out / "shards" / name, vocab_size=tokenizer.vocab_size) for name in config.pools}
     total = sum(parquet.ParquetFile(file).metadata.num_rows for file in files)
@@ -154,6 +156,8 @@ def _write(
                 elif _is_heldout(identifier, config.heldout_share):
                     if len(heldout[pool]) < config.heldout_most:
                         heldout[pool].append(Document(identifier, text, source))
+                    else:
+                        not_kept[pool] += 1
                 else:
                     writers[pool].write(
                         [*tokens, tokenizer.end_of_text], source=source, document_id=identifier, tier=tier
@@ -170,7 +174,7 @@ def _write(
                 f"{config.pools[name].sources}. Widen the pool, or add documents of that kind to ingest"
             )
         writer.close()
-    return counts, heldout, left_out
+    return counts, heldout, not_kept, left_out
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
