@@ -272,6 +272,61 @@ def new(path: Positional[Path]) -> None:
     print(write_start(path))
 
 
+@app.command
+def annotate(
+    documents: Positional[str],
+    out: Positional[Path],
+    hardware: OmitArgPrefixes[Hardware],
+    model: UseAppendAction[tuple[str, ...]],
+    endpoint: str = "",
+    key_variable: str = "OPENAI_API_KEY",
+    schema: bool = True,
+    count: int = 0,
+    agreed_on: int = 20,
+    attempts: int = 3,
+    price_read: float = 0.0,
+    price_written: float = 0.0,
+    most_in_flight: int = 16,
+    root: Path = Path("runs"),
+) -> None:
+    """Have a strong model score documents 0-9 on the 20 quality dimensions; a tagger is trained from that.
+
+    Answers are checked, asked for again where they cannot be used, and kept as they come: the same command goes on
+    where it was stopped, and pays for nothing twice. A second --model scores some documents too, for the agreement.
+
+    upweight annotate corpus.jsonl annotations --endpoint https://host/v1 --model strong --count 500
+
+    Args:
+        documents: JSON lines or parquet with a text (a file or a pattern, here or s3://), or a directory of text files.
+        out: Where annotated.jsonl, summary.json and the kept answers are written.
+        model: Who annotates: a name that the endpoint knows, or a checkpoint. The first scores all documents.
+        endpoint: A server that speaks the OpenAI interface, up to and with /v1. Default: a checkpoint on this machine.
+        key_variable: The environment variable that holds the server's key.
+        schema: Have the server hold answers to a JSON schema; --no-schema for servers that cannot.
+        count: Take the first COUNT documents; 0 takes all.
+        agreed_on: So many documents are scored by every model.
+        attempts: How often one document is asked for.
+        price_read: Of a million tokens read.
+        price_written: Of a million tokens written.
+        most_in_flight: Requests at once.
+        root: Where recipes keep their artifacts, for a checkpoint named RECIPE:STEP.
+    """
+    from upweight.app.annotating import Endpoint, annotate_documents
+    from upweight.curate.annotate import Asking
+
+    annotate_documents(
+        documents,
+        out,
+        model,
+        endpoint=Endpoint(endpoint, key_variable, schema, price_read, price_written, most_in_flight),
+        count=count,
+        agreed_on=agreed_on,
+        asking=Asking(attempts=attempts),
+        root=root,
+        machine=_machine(hardware),
+    )
+
+
 tagger = tyro.extras.SubcommandApp()
 app.command(tagger, name="tagger")
 

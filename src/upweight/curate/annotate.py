@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from upweight.core.errors import UserError
+from upweight.core.identity import fingerprint
 from upweight.core.protocols import Limits, Sampler
 from upweight.core.records import HIGHEST_SCORE, Document, Message, Tags
+from upweight.core.work import Bar
 from upweight.curate.dimensions import DIMENSIONS
 from upweight.store.jsonl import iterate_jsonl
 
@@ -29,6 +31,17 @@ length_adequacy. Judge content, not the prestige of its topic. Code counts as te
 {dimensions}
 
 Answer with one JSON object and nothing else: each dimension's name with its score, in this order."""
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        dimension.name: {"type": "integer", "minimum": 0, "maximum": HIGHEST_SCORE} for dimension in DIMENSIONS
+    },
+    "required": [dimension.name for dimension in DIMENSIONS],
+    "additionalProperties": False,
+}
+"""The answer as a JSON schema, for servers that can hold a model to one."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,12 @@ def read_scores(document_id: str, answer: str) -> Tags:
 
 
 def annotate(
-    documents: Sequence[Document], annotator: Sampler, asking: Asking | None = None, *, kept_in: Path | None = None
+    documents: Sequence[Document],
+    annotator: Sampler,
+    asking: Asking | None = None,
+    *,
+    kept_in: Path | None = None,
+    bar: Bar | None = None,
 ) -> Annotation:
     """Have `annotator` score `documents`.
 
@@ -109,12 +127,17 @@ def annotate(
         annotator: the model.
         asking: how it is asked.
         kept_in: a file that keeps each answer (one JSON object a line: document_id, scores). Documents that it holds
-            are not asked for again.
+            are not asked for again, unless they were put in other words then.
+        bar: told of each document that is done, also of those that are kept.
 
     Raises UserError where more than the tolerated share of the documents stays without a readable answer.
     """
     asking = asking or Asking()
-    known = {tags.document_id: tags for tags in _kept(kept_in)}
+    asked = fingerprint([INSTRUCTION, messages_for(Document("", "", ""), asking.excerpt_characters)])
+    wanted = {document.id for document in documents}
+    known = {tags.document_id: tags for tags in _kept(kept_in, asked) if tags.document_id in wanted}
+    if bar is not None:
+        bar.advance(len(known))
     counter = _Counter()
     unreadable: dict[str, str] = {}
     waiting = list({document.id: document for document in documents if document.id not in known}.values())
@@ -122,8 +145,10 @@ def annotate(
         fresh, failed = _ask(waiting[start : start + DOCUMENTS_AT_ONCE], annotator, asking, counter)
         if kept_in is not None:
             with kept_in.open("a", encoding="utf-8") as file:
-                lines = ({"document_id": tags.document_id, "scores": tags.scores} for tags in fresh)
+                lines = ({"document_id": tags.document_id, "scores": tags.scores, "asked": asked} for tags in fresh)
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
+        if bar is not None:
+            bar.advance(len(fresh) + len(failed), unreadable=len(unreadable) + len(failed))
         known |= {tags.document_id: tags for tags in fresh}
         unreadable |= failed
     if len(unreadable) > asking.most_unreadable_share * len(documents):
@@ -178,12 +203,14 @@ def _ask(
     }
 
 
-def _kept(path: Path | None) -> Iterator[Tags]:
+def _kept(path: Path | None, asked: str) -> Iterator[Tags]:
     if path is not None and path.exists():
         data = path.read_bytes()
         if not data.endswith(b"\n"):  # a run that was killed tore its last line
             path.write_bytes(data[: data.rfind(b"\n") + 1])
         for record in iterate_jsonl(path, dict):
+            if record.get("asked", asked) != asked:
+                continue
             try:
                 yield Tags(str(record["document_id"]), tuple(record["scores"]))
             except (KeyError, TypeError, ValueError) as error:

@@ -1,11 +1,14 @@
 """How well a tagger agrees with the annotator: Spearman's rank correlation and mean absolute error by dimension."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from upweight.core.errors import UserError
+from upweight.core.records import Tags
 from upweight.curate.dimensions import DIMENSIONS
 from upweight.curate.tagger import Tagger
 
@@ -52,6 +55,36 @@ def agreement(
         size = np.sqrt((a**2).sum() * (b**2).sum())
         found[column] = (a * b).sum() / size if size > 0 else 0.0
     return found
+
+
+def between_annotators(passes: Sequence[Mapping[str, Tags]]) -> dict[str, Any]:
+    """How well annotators agree on the documents that all of them scored: the means over all pairs of them.
+
+    Args:
+        passes: for each annotator its scores by document id.
+
+    Raises UserError where fewer than two of them have three documents in common.
+    """
+    common = sorted(set.intersection(*(set(found) for found in passes))) if len(passes) > 1 else []
+    if len(common) < 3:
+        raise UserError(f"{len(passes)} annotators have {len(common)} documents in common: agreement needs 2 and 3")
+    tables = [np.array([found[name].scores for name in common], float) for found in passes]
+    pairs = list(combinations(tables, 2))
+    spearman = np.mean([agreement(first, second) for first, second in pairs], axis=0)
+    apart = np.mean([np.abs(first - second).mean(0) for first, second in pairs], axis=0)
+    return {
+        "annotators": len(passes),
+        "documents": len(common),
+        "spearman": round(float(spearman.mean()), 4),
+        "mean_absolute_difference": round(float(apart.mean()), 4),
+        "by_dimension": {
+            dimension.name: {
+                "spearman": round(float(spearman[place]), 4),
+                "mean_absolute_difference": round(float(apart[place]), 4),
+            }
+            for place, dimension in enumerate(DIMENSIONS)
+        },
+    }
 
 
 def ranks(values: Shaped[np.ndarray, " document"]) -> Float64[np.ndarray, " document"]:

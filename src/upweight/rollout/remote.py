@@ -12,6 +12,7 @@ model before temperature and top-p unless it is started with `--logprobs-mode pr
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,10 @@ class RemoteSampler(Sampler):
         most_in_flight: requests at once.
         policy: written into each completion; None takes the model's name.
         extra: further fields of each request, for a server's own options.
+
+    Attributes:
+        tokens_read, tokens_written: what the server has charged so far, by its own count ("usage"); 0 where it gives
+            none. Requests that failed are in it where they were answered.
     """
 
     def __init__(
@@ -82,6 +87,8 @@ class RemoteSampler(Sampler):
         self.policy = model if policy is None else policy
         self.extra = dict(extra or {})
         key = os.environ.get(key_variable)
+        self.tokens_read = self.tokens_written = 0
+        self._counting = threading.Lock()
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
@@ -146,6 +153,7 @@ class RemoteSampler(Sampler):
                 pause *= 2
             try:
                 reply = self._reply(client, path, body)
+                self._count(reply)
                 return self._completions(reply)
             except _Unfit as error:
                 reason = str(error)
@@ -179,6 +187,13 @@ class RemoteSampler(Sampler):
             return json.loads(data)
         except (ValueError, RecursionError) as error:
             raise _Unfit(f"an answer that is no JSON: {shown[:200]}") from error
+
+    def _count(self, reply: Any) -> None:
+        usage = reply.get("usage") if isinstance(reply, Mapping) else None
+        read, written = ((usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens"))
+        with self._counting:
+            self.tokens_read += read if isinstance(read, int) else 0
+            self.tokens_written += written if isinstance(written, int) else 0
 
     def _completions(self, reply: Any) -> list[Completion]:
         try:
