@@ -45,6 +45,9 @@ class Problems:
         problems: their messages count, their answers and tests do not.
         words: the length of a run.
         share: the share of a problem's runs from which a document is contaminated, 0-1.
+
+    Attributes:
+        ids: of the problems, in their order.
     """
 
     def __init__(self, problems: Sequence[Problem], *, words: int = RUN_WORDS, share: float = LEAST_SHARE) -> None:
@@ -54,14 +57,14 @@ class Problems:
                 "and a share in (0, 1]"
             )
         self._share = share
-        self._ids = [problem.id for problem in problems]
+        self.ids = [problem.id for problem in problems]
         self._numbers: dict[str, int] = {}
         self._runs_of: list[int] = []
         self._words_of: list[int] = []
         by_length: dict[int, defaultdict[int, list[int]]] = {}
         for index, problem in enumerate(problems):
             text = "\n".join(message.content for message in problem.messages)
-            numbers = [self._numbers.setdefault(word, len(self._numbers)) for word in _words(text)]
+            numbers = [self._numbers.setdefault(word, len(self._numbers)) for word in words_of(text)]
             length = min(words, len(numbers))
             runs = set(_runs(np.asarray(numbers, np.int64), length).tolist()) if length else set()
             self._runs_of.append(len(runs))
@@ -70,11 +73,16 @@ class Problems:
                 by_length.setdefault(length, defaultdict(list))[run].append(index)
         self._by_length = [(length, table, np.array(sorted(table), np.uint64)) for length, table in by_length.items()]
 
-    def find(self, documents: Sequence[Document]) -> list[Contamination]:
-        """The contaminated ones among some documents, each with the problem of which it holds the largest share."""
+    def find(self, documents: Sequence[Document], split: Sequence[Sequence[str]] | None = None) -> list[Contamination]:
+        """The contaminated ones among some documents, each with the problem of which it holds the largest share.
+
+        Args:
+            split: the words of each document (`words_of`), where they are known.
+        """
         if not self._by_length or not documents:
             return []
-        split = [_words(document.text) for document in documents]
+        if split is None:
+            split = [words_of(document.text) for document in documents]
         lookup = self._numbers.get
         numbers = np.fromiter((lookup(word, -1) for words in split for word in (*words, "")), np.int64)
         ends = np.cumsum([len(words) + 1 for words in split])  # a word of no problem stands between documents
@@ -103,7 +111,7 @@ class Problems:
             first, last = _longest(list(problems[problem].values()))
             if last - first >= min(LEAST_STRETCH_WORDS, self._words_of[problem]):
                 return Contamination(
-                    document.id, self._ids[problem], shares[problem], _stretch(document.text, first, last)
+                    document.id, self.ids[problem], shares[problem], _stretch(document.text, first, last)
                 )
         return None
 
@@ -127,7 +135,8 @@ def contaminated(
     return Problems(problems, words=words, share=share).find(documents)
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """The words of a text as they are compared: letters and digits in lower case, without the marks between them."""
     return _WORD.findall(text.lower())
 
 

@@ -1,6 +1,7 @@
 """The documents of an artifact, `documents/*.parquet` with columns id, text and source, a batch at a time."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,6 +65,23 @@ def rows_of(file: Path) -> Iterator[tuple[Any, ...]]:
     """The rows of a file that a RowWriter wrote."""
     for batch in parquet.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def keep_parts(documents: Path, parts: int) -> None:
+    """Remove the files that none of so many parts writes: left by an earlier run that was killed."""
+    names = {f"{place:05d}" for place in range(parts)}
+    for file in documents.glob("*") if documents.is_dir() else ():
+        if file.name.split("-")[0] not in names:
+            file.unlink()
+
+
+@contextmanager
+def part_writers(documents: Path, dropped: Path, place: int) -> Iterator[tuple["DocumentWriter", "RowWriter"]]:
+    """Where one part's documents go, in files of their own, and what it leaves out."""
+    for left in documents.glob(f"*{place:05d}-*"):
+        left.unlink()
+    with DocumentWriter(documents, f"{place:05d}-") as writer, drop_writer(dropped) as drops:
+        yield writer, drops
 
 
 def excerpt(text: str, most: int = 300) -> str:

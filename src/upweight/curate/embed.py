@@ -139,7 +139,7 @@ class SentenceEmbedder(Embedder):
             from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found,unused-ignore]
         except ImportError:
             raise UserError(
-                f"the embedder {name!r} needs the package sentence-transformers: install it, or use 'hashed'"
+                f"the embedder {name!r} needs the extra: pip install 'upweight[embed]', or use 'hashed'"
             ) from None
         self._model: Any = SentenceTransformer(name, device=device)
         self.width = int(self._model.get_sentence_embedding_dimension())

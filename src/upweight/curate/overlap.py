@@ -9,18 +9,25 @@ of each cluster in the order given stays. Contamination, the overlap with proble
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt32, UInt64
 
-from upweight.curate.contamination import Contamination, contaminated
+from upweight.curate.contamination import Contamination, contaminated, words_of
 
-__all__ = ["Contamination", "MinHash", "clusters", "contaminated", "exact_key", "near_duplicates", "signatures"]
+__all__ = [
+    "Contamination",
+    "MinHash",
+    "clusters",
+    "contaminated",
+    "exact_key",
+    "near_duplicates",
+    "signatures",
+    "signatures_of",
+]
 
-_WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -53,19 +60,26 @@ def exact_key(text: str) -> bytes:
 
 def signatures(texts: Sequence[str], method: MinHash | None = None) -> UInt32[np.ndarray, "document value"]:
     """The MinHash values of each text; marks and case do not count."""
+    return signatures_of([words_of(text) for text in texts], method)
+
+
+def signatures_of(
+    split: Sequence[Sequence[str]], method: MinHash | None = None
+) -> UInt32[np.ndarray, "document value"]:
+    """The same of texts that `words_of` has split already."""
     method = method or MinHash()
     # Telemetry is off before the import. Importing takes 0.3 to 1 second, and most commands never need it.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     import daft
 
     values = method.bands * method.rows
-    if not texts:
+    if not split:
         return np.zeros((0, values), np.uint32)
-    compared = daft.Series.from_pylist([" ".join(_WORD.findall(text.lower())) for text in texts])
+    compared = daft.Series.from_pylist([" ".join(words) for words in split])
     hashed = compared.minhash(
         num_hashes=values, ngram_size=method.words, seed=method.seed, hash_function="xxhash"
     ).to_arrow()
-    return np.asarray(hashed.flatten(), np.uint32).reshape(len(texts), values)
+    return np.asarray(hashed.flatten(), np.uint32).reshape(len(split), values)
 
 
 def clusters(
@@ -101,10 +115,17 @@ def near_duplicates(texts: Sequence[str], method: MinHash | None = None) -> Int6
 
 def _candidates(signed: UInt32[np.ndarray, "document value"], method: MinHash) -> Int64[np.ndarray, "pair 2"]:
     """Pairs that share a band: each document with the one before it in its bucket, and with the bucket's first."""
-    worded = np.flatnonzero((signed != np.uint32(0xFFFFFFFF)).any(1))  # texts without a word have no minimum
+    at_once = 100_000  # the signatures may lie on the disk
+    worded = np.flatnonzero(
+        np.concatenate(
+            # texts without a word have no minimum
+            [(signed[at : at + at_once] != np.uint32(0xFFFFFFFF)).any(1) for at in range(0, len(signed), at_once)]
+            or [np.zeros(0, bool)]
+        )
+    )
     found = []
     for band in range(method.bands):
-        keys = _keys(signed[worded, band * method.rows : (band + 1) * method.rows])
+        keys = _keys(np.asarray(signed[:, band * method.rows : (band + 1) * method.rows])[worded])
         order = np.argsort(keys, kind="stable")
         same = keys[order][1:] == keys[order][:-1]
         starts = np.flatnonzero(np.concatenate(([True], ~same)))

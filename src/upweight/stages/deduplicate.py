@@ -1,26 +1,39 @@
 """deduplicate: of equal and nearly equal documents the first stays, and what holds a problem of the evaluation goes.
 
-Reads the documents twice: once for a key and a signature each (some 500 bytes a document are held), once to write what
-stays. Input `problems`, where given, is an artifact with reserved_*.jsonl. Writes documents/*.parquet and
-dropped.parquet (id, source, reason, detail, excerpt).
+Reads the documents twice, file by file and side by side: once for a key and a signature each, once to write what stays.
+In between all are compared, with some 60 bytes a document in memory. Input `problems`, where given, is an artifact with
+reserved_*.jsonl. Writes documents/*.parquet and dropped.parquet (id, source, reason, detail, excerpt).
 """
 
-import shutil
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as parquet
+from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from upweight.core.errors import UserError
-from upweight.core.records import Problem
 from upweight.core.work import Estimate, Summary, Work
-from upweight.curate.contamination import LEAST_SHARE, RUN_WORDS, Problems
-from upweight.curate.corpus import DOCUMENTS_AT_ONCE, DocumentWriter, batches, document_files, drop_writer, excerpt
-from upweight.curate.overlap import MinHash, clusters, estimated_similarity, exact_key, signatures
-from upweight.store.jsonl import read_jsonl
+from upweight.curate.contamination import LEAST_SHARE, RUN_WORDS, Problems, words_of
+from upweight.curate.corpus import (
+    DOCUMENTS_AT_ONCE,
+    batches,
+    document_files,
+    drop_writer,
+    excerpt,
+    keep_parts,
+    part_writers,
+    rows_of,
+)
+from upweight.curate.guarded import guarded
+from upweight.curate.overlap import MinHash, clusters, estimated_similarity, exact_key, signatures_of
+from upweight.store.artifact import write_whole
+from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
 
 RESERVED = "reserved_*.jsonl"
 EXACT, NEAR, CONTAMINATED = "exact duplicate", "near duplicate", "contaminated"
@@ -31,7 +44,8 @@ EXAMPLES_OF_REASON = 5
 class Config:
     """Attributes:
     near: how near duplicates are found.
-    problem_files: further files of problems (one core Problem a line) that no document may hold.
+    problem_files: further files of problems, or patterns of them, that no document may hold: JSON lines, parquet or
+        plain text (curate/guarded.py).
     run_words: decontamination compares runs of this many words.
     contaminated_share: a document that holds this share of a problem's runs is dropped, 0-1.
     """
@@ -52,90 +66,180 @@ class _Fate(NamedTuple):
 def run(config: Config, work: Work) -> Summary:
     """Drop duplicates and contaminated documents of input `documents`."""
     files = document_files(work.inputs["documents"])
-    problems = _problems(config, work)
-    fates, rows = _fates(config, work, files, problems)
-    shutil.rmtree(work.out / "documents", ignore_errors=True)  # of an earlier run that was killed
+    problems = _problem_files(config, work)
+    compared = len(_guard(problems, config.run_words, config.contaminated_share).ids) if problems else 0
+    documents = work.out / "documents"
+    keep_parts(documents, len(files))
+    rows = float(sum(parquet.read_metadata(file).num_rows for file in files))
+    with work.monitor.track("compare", total=rows, unit="documents") as bar:
+        items = [(file, config, problems) for file in files]
+        looked = list(in_parts(_look, items, work, bar, "compare", units=rows))
+    _decide(config, work, [part["rows"] for part in looked])
     kept: Counter[str] = Counter()
     kept_bytes: Counter[str] = Counter()
     dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
     examples: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
-    row = 0
     with (
-        DocumentWriter(work.out / "documents") as writer,
         drop_writer(work.out / "dropped.parquet") as drops,
-        work.monitor.track("write", total=float(rows), unit="documents") as bar,
+        work.monitor.track("write", total=rows, unit="documents") as bar,
     ):
-        for batch in batches(files):
+        for place, part in enumerate(in_parts(_write, files, work, bar, "write", units=rows)):
+            kept.update(part["kept"])
+            kept_bytes.update(part["kept_bytes"])
+            for identifier, source, reason, detail, shown in rows_of(_kept(work.out, place, "dropped.parquet")):
+                drops.add(identifier, source, reason, detail, shown)
+                dropped[reason][source] += 1
+                if len(examples[reason]) < EXAMPLES_OF_REASON:
+                    examples[reason].append({"id": identifier, "source": source, "detail": detail, "excerpt": shown})
+    if not kept:
+        raise UserError(
+            f"no document is left of {rows:,.0f} in {work.inputs['documents']}: all hold problems of the evaluation"
+        )
+    forget(work.out)
+    return _summary(int(rows), compared, kept, kept_bytes, dropped, examples)
+
+
+def _problem_files(config: Config, work: Work) -> tuple[str, ...]:
+    """The files of the problems that no document may hold."""
+    paths = list(config.problem_files)
+    if "problems" in work.inputs:
+        reserved = sorted(work.inputs["problems"].glob(RESERVED))
+        if not reserved:
+            raise UserError(f"{work.inputs['problems']} holds no {RESERVED}: is input 'problems' the right artifact?")
+        paths += map(str, reserved)
+    return tuple(paths)
+
+
+@lru_cache(maxsize=1)
+def _guard(files: tuple[str, ...], words: int, share: float) -> Problems:
+    """The problems, read once in each process."""
+    return Problems(guarded(files), words=words, share=share)
+
+
+def _kept(out: Path, place: int, what: str) -> Path:
+    return out / DIRECTORY / f"{place:05d}.{what}"
+
+
+def _look(item: tuple[Path, Config, tuple[str, ...]], place: int, out: Path, tick: Tick) -> dict[str, Any]:
+    """Compare the documents of one file with the problems; keep their ids, keys and signatures."""
+    file, config, problems = item
+    guard = _guard(problems, config.run_words, config.contaminated_share)
+    ids: list[str] = []
+    keys: list[bytes] = []
+    contaminated: dict[int, str] = {}
+    width = config.near.bands * config.near.rows
+    with _kept(out, place, "signatures").open("wb") as signed:
+        for batch in batches([file], DOCUMENTS_AT_ONCE):
+            split = [words_of(document.text) for document in batch]
+            guilty = {found.document_id: found for found in guard.find(batch, split)}
+            for row, document in enumerate(batch, start=len(ids)):
+                if (found := guilty.get(document.id)) is not None:
+                    detail = f"{found.share:.2f} of problem {found.problem_id}: {excerpt(found.match)}"
+                    contaminated[row] = detail
+            ids += [document.id for document in batch]
+            keys += [exact_key(document.text) for document in batch]
+            signatures_of(split, config.near).tofile(signed)
+            tick(len(batch))
+    np.save(_kept(out, place, "ids.npy"), np.array([name.encode() for name in ids] or [b""]))
+    np.save(_kept(out, place, "keys.npy"), np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2))
+    _kept(out, place, "contaminated.json").write_text(json.dumps(contaminated))
+    assert _kept(out, place, "signatures").stat().st_size == 4 * width * len(ids)
+    return {"rows": len(ids)}
+
+
+def _decide(config: Config, work: Work, counts: list[int]) -> None:
+    """What happens to each row that does not stay, into a file for each part.
+
+    In memory are 16 bytes a document for its key and some 40 for the clusters; ids and signatures stay on the disk.
+    """
+    out, starts = work.out, np.cumsum([0, *counts])
+    total = int(starts[-1])
+    stays = np.ones(total, bool)
+    fates: list[dict[int, _Fate]] = []
+    for place, start in enumerate(starts[:-1].tolist()):
+        guilty = json.loads(_kept(out, place, "contaminated.json").read_text())
+        fates.append({int(row): _Fate(CONTAMINATED, detail) for row, detail in guilty.items()})
+        stays[[start + row for row in fates[-1]]] = False
+    keys = np.concatenate([np.load(_kept(out, place, "keys.npy")) for place in range(len(counts))])
+    first = _first_equal(keys, stays)
+
+    def place_of(row: int) -> tuple[int, int]:
+        place = int(np.searchsorted(starts, row, side="right")) - 1
+        return place, row - int(starts[place])
+
+    def name_of(row: int) -> str:
+        place, inside = place_of(row)
+        return str(np.load(_kept(out, place, "ids.npy"), mmap_mode="r")[inside].decode())
+
+    def settle(row: int, fate: _Fate) -> None:
+        place, inside = place_of(row)
+        fates[place][inside] = fate
+
+    rows = np.arange(total)
+    for row in np.flatnonzero(stays & (first != rows)).tolist():
+        settle(row, _Fate(EXACT, f"of {name_of(int(first[row]))}"))
+    fresh = np.flatnonzero(stays & (first == rows))
+    if len(fresh):
+        table = _signatures(config, out, counts, fresh)
+        label = clusters(table, config.near)
+        later = np.flatnonzero(label != np.arange(len(label)))
+        similar = estimated_similarity(table, label[later], later)
+        for row, earliest, similarity in zip(
+            fresh[later].tolist(), fresh[label[later]].tolist(), similar.tolist(), strict=True
+        ):
+            settle(row, _Fate(NEAR, f"of {name_of(earliest)}, estimated similarity {similarity:.2f}"))
+    for place, part in enumerate(fates):
+        write_whole(_kept(out, place, "fates.json"), json.dumps(part))
+
+
+def _first_equal(
+    keys: UInt64[np.ndarray, "document half"], stays: Bool[np.ndarray, " document"]
+) -> Int64[np.ndarray, " document"]:
+    """For each document the first among those that stay with the same key; itself for one that does not."""
+    first = np.arange(len(keys))
+    rows = np.flatnonzero(stays)
+    order = rows[np.lexsort((rows, keys[rows, 1], keys[rows, 0]))]
+    new = np.ones(len(order), bool)
+    new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(1)
+    first[order] = order[new][np.cumsum(new) - 1]
+    return first
+
+
+def _signatures(
+    config: Config, out: Path, counts: list[int], rows: Int64[np.ndarray, " document"]
+) -> UInt32[np.ndarray, "document value"]:
+    """The signatures of some rows, as one table on the disk."""
+    width = config.near.bands * config.near.rows
+    joined = out / DIRECTORY / "signatures"
+    with joined.open("wb") as file:
+        start = 0
+        for place, count in enumerate(counts):
+            mine = rows[(rows >= start) & (rows < start + count)] - start
+            if len(mine):
+                np.fromfile(_kept(out, place, "signatures"), np.uint32).reshape(-1, width)[mine].tofile(file)
+            start += count
+    return np.memmap(joined, np.uint32, "r", shape=(len(rows), width))
+
+
+def _write(file: Path, place: int, out: Path, tick: Tick) -> dict[str, Any]:
+    """Write what stays of one file."""
+    fates = json.loads(_kept(out, place, "fates.json").read_text())
+    kept: Counter[str] = Counter()
+    kept_bytes: Counter[str] = Counter()
+    row = 0
+    with part_writers(out / "documents", _kept(out, place, "dropped.parquet"), place) as (writer, drops):
+        for batch in batches([file]):
             for document in batch:
-                fate = fates.get(row)
+                fate = fates.get(str(row))
                 row += 1
                 if fate is None:
                     writer.add(document)
                     kept[document.source] += 1
                     kept_bytes[document.source] += len(document.text.encode())
-                    continue
-                shown = excerpt(document.text)
-                drops.add(document.id, document.source, fate.reason, fate.detail, shown)
-                dropped[fate.reason][document.source] += 1
-                if len(examples[fate.reason]) < EXAMPLES_OF_REASON:
-                    example = {"id": document.id, "source": document.source, "detail": fate.detail, "excerpt": shown}
-                    examples[fate.reason].append(example)
-            bar.advance(float(len(batch)))
-    if not kept:
-        raise UserError(
-            f"no document is left of {rows:,} in {work.inputs['documents']}: all hold problems of the evaluation"
-        )
-    return _summary(rows, len(problems), kept, kept_bytes, dropped, examples)
-
-
-def _problems(config: Config, work: Work) -> list[Problem]:
-    """The problems that no document may hold."""
-    paths = [Path(name) for name in config.problem_files]
-    if "problems" in work.inputs:
-        reserved = sorted(work.inputs["problems"].glob(RESERVED))
-        if not reserved:
-            raise UserError(f"{work.inputs['problems']} holds no {RESERVED}: is input 'problems' the right artifact?")
-        paths += reserved
-    return [problem for path in paths for problem in read_jsonl(path, Problem)]
-
-
-def _fates(config: Config, work: Work, files: list[Path], problems: list[Problem]) -> tuple[dict[int, _Fate], int]:
-    """What happens to the rows that do not stay, and how many rows there are."""
-    guard = Problems(problems, words=config.run_words, share=config.contaminated_share)
-    fates: dict[int, _Fate] = {}
-    first_with: dict[bytes, str] = {}
-    ids: list[str] = []
-    signed_rows: list[int] = []
-    signed = []
-    with work.monitor.track("compare", total=0.0, unit="documents") as bar:
-        for batch in batches(files, DOCUMENTS_AT_ONCE):
-            base = len(ids)
-            ids += [document.id for document in batch]
-            guilty = {found.document_id: found for found in guard.find(batch)}
-            fresh = []
-            for row, document in enumerate(batch, start=base):
-                key = exact_key(document.text)
-                if document.id in guilty:
-                    found = guilty[document.id]
-                    detail = f"{found.share:.2f} of problem {found.problem_id}: {excerpt(found.match)}"
-                    fates[row] = _Fate(CONTAMINATED, detail)
-                elif (same := first_with.get(key)) is not None:
-                    fates[row] = _Fate(EXACT, f"of {same}")
                 else:
-                    first_with[key] = document.id
-                    signed_rows.append(row)
-                    fresh.append(document.text)
-            signed.append(signatures(fresh, config.near))
-            bar.advance(float(len(batch)))
-    if signed_rows:
-        table = np.concatenate(signed)
-        label = clusters(table, config.near)
-        later = np.flatnonzero(label != np.arange(len(label)))
-        similar = estimated_similarity(table, label[later], later)
-        for place, similarity in zip(later.tolist(), similar.tolist(), strict=True):
-            first = ids[signed_rows[int(label[place])]]
-            fates[signed_rows[place]] = _Fate(NEAR, f"of {first}, estimated similarity {similarity:.2f}")
-    return fates, len(ids)
+                    drops.add(document.id, document.source, *fate, excerpt(document.text))
+            tick(len(batch))
+    return {"kept": kept, "kept_bytes": kept_bytes}
 
 
 def _summary(
@@ -166,9 +270,8 @@ def _summary(
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """About 5 MB a second and core; a signature of 4 bytes a value is held for each document of about 700 bytes."""
+    """About 5 MB a second and core; some 60 bytes for each document of about 700 are held."""
     size = inputs["documents"].disk_bytes * 2
-    signature_bytes = size / 700 * config.near.bands * config.near.rows * 4
     return Estimate(
-        tokens=size / 3, disk_bytes=size / 2 * 0.9, memory_bytes=3e8 + 2 * signature_bytes, seconds=2 + size / 5e6
+        tokens=size / 3, disk_bytes=size / 2 * 0.9, memory_bytes=3e8 + size / 700 * 60, seconds=2 + size / 5e6
     )

@@ -8,6 +8,7 @@ A source of many files is read in parts, side by side (store/parts.py). What a k
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 from upweight.core.errors import UserError
 from upweight.core.records import Document
 from upweight.core.work import Estimate, Summary, Work
-from upweight.curate.corpus import DocumentWriter, RowWriter, drop_writer, excerpt, rows_of
+from upweight.curate.corpus import DocumentWriter, RowWriter, drop_writer, excerpt, keep_parts, part_writers, rows_of
 from upweight.curate.normalise import DEFAULT_FILTERS, Filter, check, normalise
 from upweight.curate.source import DAMAGED, Part, Reject, Source, listed, parts_of
 from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
@@ -96,14 +97,14 @@ class _Tally:
 def run(config: Config, work: Work) -> Summary:
     """Read all sources, part by part, and keep what can be read and passes the filters."""
     parts = [part for source in config.sources for part in parts_of(source)]
-    _remove_foreign(work.out / "documents", len(parts))
-    tally, digest = _Tally(), hashlib.sha256()
+    keep_parts(work.out / "documents", len(parts))
+    tally, digest, expected = _Tally(), hashlib.sha256(), _expected(config.sources)
     with (
         drop_writer(work.out / "dropped.parquet") as drops,
-        work.monitor.track("read", total=_expected(config.sources), unit="documents") as bar,
+        work.monitor.track("read", total=expected, unit="documents") as bar,
     ):
         items = [(part, config.filters) for part in parts]
-        for place, result in enumerate(in_parts(_read, items, work, bar)):
+        for place, result in enumerate(in_parts(_read, items, work, bar, units=expected or math.inf)):
             tally.add(result["tally"])
             digest.update(result["digest"].encode())
             if tally.records.total() >= RECORDS_BEFORE_BOUND:
@@ -125,24 +126,11 @@ def _dropped(out: Path, place: int) -> Path:
     return out / DIRECTORY / f"{place:05d}.dropped.parquet"
 
 
-def _remove_foreign(documents: Path, parts: int) -> None:
-    """Files that no part of this run writes, left by an earlier one that was killed."""
-    names = {f"{place:05d}" for place in range(parts)}
-    for file in documents.glob("*") if documents.is_dir() else ():
-        if file.name.split("-")[0] not in names:
-            file.unlink()
-
-
 def _read(item: tuple[Part, tuple[Filter, ...]], place: int, out: Path, tick: Tick) -> dict[str, Any]:
     """Read one part: its documents and what is left out go to files, the counts are returned."""
     part, filters = item
     tally, digest = _Tally(files=part.files), hashlib.sha256()
-    for left in (out / "documents").glob(f"*{place:05d}-*"):
-        left.unlink()
-    with (
-        DocumentWriter(out / "documents", f"{place:05d}-") as writer,
-        drop_writer(_dropped(out, place)) as drops,
-    ):
+    with part_writers(out / "documents", _dropped(out, place), place) as (writer, drops):
         for record in part.source.documents():
             tally.records[record.source] += 1
             if isinstance(record, Reject):

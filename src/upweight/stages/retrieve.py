@@ -18,6 +18,7 @@ from upweight.core.records import Document
 from upweight.core.work import Estimate, Summary, Work
 from upweight.curate.corpus import Listing, batches, document_files, excerpt, listing
 from upweight.curate.embed import Embedder, HashedEmbedder, SentenceEmbedder
+from upweight.curate.endpoint_embedder import EndpointEmbedder
 from upweight.curate.retrieval import KEY_WORDS, SEEDS_AT_ONCE, Database, Hit, Seed, closest
 from upweight.curate.scores import Scores
 from upweight.curate.seeds import SeedFile, SeedRule, chosen_rows
@@ -33,7 +34,7 @@ class Config:
     """Attributes:
     seeds: rules that choose documents of the corpus, and files of texts; all of them together are the queries.
     hits: documents that one seed hits.
-    embedder: "hashed", or the name of a sentence-transformers model.
+    embedder: "hashed", the name of a sentence-transformers model, or "http://host/v1#model" for a server's.
     dimensions: of the hashed embedder's vectors.
     counted_documents: on how many documents, spread evenly, the rarity of words is measured.
     keep_database: leave the database in the artifact, to be searched later.
@@ -59,7 +60,7 @@ def run(config: Config, work: Work) -> Summary:
     listed = listing(files)
     words = HashedEmbedder(config.dimensions, work.seed)
     words.count(_spread(files, len(listed.ids), config.counted_documents))
-    embedder: Embedder = words if config.embedder == HASHED else SentenceEmbedder(config.embedder, work.machine.device)
+    embedder = _embedder(config, words, work)
     directory = work.out / "database"
     shutil.rmtree(directory, ignore_errors=True)  # of an earlier run that was killed
     database = Database(directory, embedder)
@@ -94,6 +95,15 @@ def run(config: Config, work: Work) -> Summary:
         "hit_share_by_source": _hit_shares(listed, similarity),
         "examples": shown[:3],
     }
+
+
+def _embedder(config: Config, words: HashedEmbedder, work: Work) -> Embedder:
+    if config.embedder == HASHED:
+        return words
+    if config.embedder.startswith(("http://", "https://")):
+        url, _, model = config.embedder.partition("#")
+        return EndpointEmbedder(url, model)
+    return SentenceEmbedder(config.embedder, work.machine.device)
 
 
 def _spread(files: list[Path], total: int, most: int) -> Iterator[str]:

@@ -6,19 +6,24 @@ Writes tags.parquet (document_id, scores), in the order of the documents.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as arrow
+import pyarrow.parquet as parquet
+import torch
 from jaxtyping import Int64
 
 from upweight.core.errors import UserError
 from upweight.core.records import HIGHEST_SCORE
 from upweight.core.work import Estimate, Summary, Work
-from upweight.curate.corpus import RowWriter, batches, document_files, excerpt
+from upweight.curate.corpus import RowWriter, batches, document_files, excerpt, rows_of
 from upweight.curate.dimensions import DIMENSIONS
 from upweight.curate.tagger import Tagger
+from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
 
 TAGS_SCHEMA = arrow.schema([("document_id", arrow.string()), ("scores", arrow.list_(arrow.uint8()))])
 NAMES = tuple(dimension.name for dimension in DIMENSIONS)
@@ -35,65 +40,107 @@ class Config:
 
 
 def run(config: Config, work: Work) -> Summary:
-    """Score the documents of input `documents`."""
+    """Score the documents of input `documents`, file by file and side by side."""
     files = document_files(work.inputs["documents"])
     tagger = Tagger.load(Path(config.weights) if config.weights else None)
     seen = _Seen()
     spent = 0.0
+    rows = float(sum(parquet.read_metadata(file).num_rows for file in files))
     with (
         RowWriter(work.out / "tags.parquet", TAGS_SCHEMA) as writer,
-        work.monitor.track("tag", total=0.0, unit="documents") as bar,
+        work.monitor.track("tag", total=rows, unit="documents") as bar,
     ):
-        for batch in batches(files):
-            started = time.perf_counter()
-            scores = tagger.score([document.text for document in batch])
-            spent += time.perf_counter() - started
-            for document, row in zip(batch, scores.tolist(), strict=True):
-                writer.add(document.id, row)
-            seen.add([document.source for document in batch], [document.text for document in batch], scores)
-            bar.advance(float(len(batch)))
+        for place, part in enumerate(in_parts(_tag, [(file, config) for file in files], work, bar, units=rows)):
+            spent += part["seconds"]
+            seen.add(part["seen"])
+            for row in rows_of(_tags(work.out, place)):
+                writer.add(*row)
     if not seen.count:
         raise UserError(f"{work.inputs['documents']} holds no document: see what the steps before it dropped, and why")
+    forget(work.out)
     work.monitor.record(documents=seen.count, tagging_seconds=round(spent, 3))
     return {**seen.summary(), "tagger": dict(tagger.figures)}
 
 
+def _tags(out: Path, place: int) -> Path:
+    return out / DIRECTORY / f"{place:05d}.tags.parquet"
+
+
+def _tag(item: tuple[Path, Config], place: int, out: Path, tick: Tick) -> dict[str, Any]:
+    """Score the documents of one file."""
+    file, config = item
+    if parent_process() is not None:
+        torch.set_num_threads(1)  # one of several workers
+    tagger = _tagger(config.weights)
+    seen = _Seen()
+    started = time.perf_counter()
+    with RowWriter(_tags(out, place), TAGS_SCHEMA) as writer:
+        for batch in batches([file]):
+            texts = [document.text for document in batch]
+            scores = tagger.score(texts)
+            for document, row in zip(batch, scores.tolist(), strict=True):
+                writer.add(document.id, row)
+            seen.look([document.source for document in batch], texts, scores)
+            tick(len(batch))
+    return {"seconds": time.perf_counter() - started, "seen": vars(seen)}
+
+
+@lru_cache(maxsize=1)
+def _tagger(weights: str | None) -> Tagger:
+    return Tagger.load(Path(weights) if weights else None)
+
+
 class _Seen:
-    """What the scores of a corpus look like, document by document."""
+    """What the scores of a corpus look like, document by document; JSON data in its attributes."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._by_source: dict[str, tuple[int, Int64[np.ndarray, " dimension"]]] = {}
-        self._histogram = np.zeros((len(NAMES), HIGHEST_SCORE + 1), np.int64)
-        self._best: list[tuple[int, str, str]] = []
-        self._worst: list[tuple[int, str, str]] = []
+        self.by_source: dict[str, list[Any]] = {}
+        self.histogram = [[0] * (HIGHEST_SCORE + 1) for _ in NAMES]
+        self.best: list[list[Any]] = []
+        self.worst: list[list[Any]] = []
 
-    def add(self, sources: list[str], texts: list[str], scores: Int64[np.ndarray, "document dimension"]) -> None:
-        self.count += len(sources)
-        for score in range(HIGHEST_SCORE + 1):
-            self._histogram[:, score] += (scores == score).sum(0)
+    def look(self, sources: list[str], texts: list[str], scores: Int64[np.ndarray, "document dimension"]) -> None:
+        """Count some documents."""
+        histogram = np.stack([(scores == score).sum(0) for score in range(HIGHEST_SCORE + 1)], 1)
+        by_source = {}
         for source in set(sources):
             rows = [place for place, name in enumerate(sources) if name == source]
-            count, total = self._by_source.get(source, (0, np.zeros(len(NAMES), np.int64)))
-            self._by_source[source] = count + len(rows), total + scores[rows].sum(0)
-        totals = scores.sum(1).tolist()
-        shown = sorted(zip(totals, sources, map(excerpt, texts), strict=True))
-        self._worst = sorted(self._worst + shown[:EXTREMES_SHOWN])[:EXTREMES_SHOWN]
-        self._best = sorted(self._best + shown[-EXTREMES_SHOWN:])[-EXTREMES_SHOWN:]
+            by_source[source] = [len(rows), scores[rows].sum(0).tolist()]
+        shown = sorted(map(list, zip(scores.sum(1).tolist(), sources, map(excerpt, texts), strict=True)))
+        self.add(
+            {
+                "count": len(sources),
+                "by_source": by_source,
+                "histogram": histogram.tolist(),
+                "best": shown[-EXTREMES_SHOWN:],
+                "worst": shown[:EXTREMES_SHOWN],
+            }
+        )
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Count what another has counted."""
+        self.count += other["count"]
+        self.histogram = (np.array(self.histogram) + np.array(other["histogram"])).tolist()
+        for source, (more, totals) in other["by_source"].items():
+            count, total = self.by_source.get(source, [0, [0] * len(NAMES)])
+            self.by_source[source] = [count + more, [a + b for a, b in zip(total, totals, strict=True)]]
+        self.worst = sorted(self.worst + other["worst"])[:EXTREMES_SHOWN]
+        self.best = sorted(self.best + other["best"])[-EXTREMES_SHOWN:]
 
     def summary(self) -> dict[str, Any]:
-        scale = self._histogram @ np.arange(HIGHEST_SCORE + 1) / self.count
+        scale = np.array(self.histogram) @ np.arange(HIGHEST_SCORE + 1) / self.count
         return {
             "documents": self.count,
             "mean_scores": {name: round(float(mean), 3) for name, mean in zip(NAMES, scale, strict=True)},
-            "histograms": {name: row.tolist() for name, row in zip(NAMES, self._histogram, strict=True)},
+            "histograms": dict(zip(NAMES, self.histogram, strict=True)),
             "mean_scores_by_source": {
-                source: {name: round(float(mean), 2) for name, mean in zip(NAMES, total / count, strict=True)}
-                for source, (count, total) in sorted(self._by_source.items())
+                source: {name: round(sum_ / count, 2) for name, sum_ in zip(NAMES, total, strict=True)}
+                for source, (count, total) in sorted(self.by_source.items())
             },
             "examples": {
-                "highest": [_shown(*example) for example in reversed(self._best)],
-                "lowest": [_shown(*example) for example in self._worst],
+                "highest": [_shown(*example) for example in reversed(self.best)],
+                "lowest": [_shown(*example) for example in self.worst],
             },
         }
 

@@ -7,6 +7,7 @@ parts whatever the number of workers: an artifact does not depend on where it wa
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import pickletools
@@ -18,7 +19,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from dataclasses import replace
+from multiprocessing import get_context, parent_process, set_forkserver_preload
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,12 +36,22 @@ Do = Callable[[Item, int, Path, Tick], dict[str, Any]]
 """Does one part: the item, its place among all, the artifact's directory, and whom to tell; returns JSON data."""
 
 DIRECTORY = ".parts"
+WORTH_PROCESSES = 2_000
+"""Documents from which on several processes are faster than one."""
 DEATHS = 3
 """How often workers may die before the run stops."""
 POLL_SECONDS = 0.5
 
 
-def in_parts(do: Do[Item], items: Sequence[Item], work: Work, bar: Bar) -> Iterator[dict[str, Any]]:
+def in_parts(
+    do: Do[Item],
+    items: Sequence[Item],
+    work: Work,
+    bar: Bar,
+    name: str = "read",
+    *,
+    units: float | int = math.inf,
+) -> Iterator[dict[str, Any]]:
     """What `do` returns for each item, in order.
 
     Args:
@@ -47,17 +59,20 @@ def in_parts(do: Do[Item], items: Sequence[Item], work: Work, bar: Bar) -> Itera
         items: the parts, equal in every run of the step.
         work: `machine.workers` processes do the parts, or Ray where `machine.cluster` names one.
         bar: told what `do` tells its Tick.
+        name: of this pass over the parts, where a step has several.
+        units: of work in all; for few it is not worth while to start processes.
 
     Call `forget` when the artifact is complete.
     """
-    kept = work.out / DIRECTORY
+    kept = work.out / DIRECTORY / name
     kept.mkdir(parents=True, exist_ok=True)
     for left in kept.glob("*.count"):
         left.unlink()
     open_parts = [place for place, item in enumerate(items) if _result(kept, place, item) is None]
     for place in set(range(len(items))) - set(open_parts):
         bar.advance(_result_of(kept, place)["units"])
-    done = _done(do, items, open_parts, work, bar)
+    workers = work.machine.workers if units >= WORTH_PROCESSES else 1
+    done = _done(do, items, open_parts, replace(work, machine=replace(work.machine, workers=workers)), bar, kept)
     waiting = set(open_parts)
     for place in range(len(items)):
         while place in waiting:
@@ -73,24 +88,24 @@ def forget(out: Path) -> None:
 
 
 def _done(
-    do: Do[Item], items: Sequence[Item], places: Sequence[int], work: Work, bar: Bar
+    do: Do[Item], items: Sequence[Item], places: Sequence[int], work: Work, bar: Bar, kept: Path
 ) -> Generator[int, None, None]:
     """Do the parts, and say which is complete as they are."""
-    tasks = [(do, items[place], place, work.out) for place in places]
+    tasks = [(do, items[place], place, work.out.resolve(), kept.resolve()) for place in places]
     if work.machine.cluster:
-        yield from _on_ray(tasks, work, bar)
+        yield from _on_ray(tasks, work, bar, kept)
     elif min(len(tasks), work.machine.workers) > 1 and all(map(_travels, tasks)):
-        yield from _in_processes(tasks, work, bar)
+        yield from _in_processes(tasks, work, bar, kept)
     else:
         for task in tasks:
             _complete(*task, tick=bar.advance)
             yield task[2]
 
 
-_Task = tuple[Any, Any, int, Path]
+_Task = tuple[Any, Any, int, Path, Path]
 
 
-def _complete(do: Any, item: Any, place: int, out: Path, *, tick: Tick) -> None:
+def _complete(do: Any, item: Any, place: int, out: Path, kept: Path, *, tick: Tick) -> None:
     """Do a part and keep its result."""
     units = 0.0
 
@@ -101,12 +116,12 @@ def _complete(do: Any, item: Any, place: int, out: Path, *, tick: Tick) -> None:
 
     result = do(item, place, out, counted)
     text = json.dumps({"of": _name(item), "units": units, "result": result})
-    write_whole(out / DIRECTORY / f"{place:05d}.json", text)
+    write_whole(kept / f"{place:05d}.json", text)
 
 
-def _complete_elsewhere(do: Any, item: Any, place: int, out: Path) -> int:
+def _complete_elsewhere(do: Any, item: Any, place: int, out: Path, kept: Path) -> int:
     """The same in another process, which says how far it is in a file."""
-    count = out / DIRECTORY / f"{place:05d}.count"
+    count = kept / f"{place:05d}.count"
     total, said = 0.0, time.monotonic()
 
     def tick(more: float | int) -> None:
@@ -116,15 +131,15 @@ def _complete_elsewhere(do: Any, item: Any, place: int, out: Path) -> int:
             write_whole(count, f"{total:.0f}")
             said = time.monotonic()
 
-    _complete(do, item, place, out, tick=tick)
+    _complete(do, item, place, out, kept, tick=tick)
     return place
 
 
 class _Progress:
     """Tells the bar of parts that are done elsewhere."""
 
-    def __init__(self, out: Path, bar: Bar) -> None:
-        self._kept, self._bar = out / DIRECTORY, bar
+    def __init__(self, kept: Path, bar: Bar) -> None:
+        self._kept, self._bar = kept, bar
         self._told: dict[int, float] = {}
 
     def look(self, places: Sequence[int]) -> None:
@@ -145,9 +160,10 @@ class _Progress:
             self._bar.advance(units - told)
 
 
-def _in_processes(tasks: list[_Task], work: Work, bar: Bar) -> Iterator[int]:
-    progress = _Progress(work.out, bar)
+def _in_processes(tasks: list[_Task], work: Work, bar: Bar, kept: Path) -> Iterator[int]:
+    progress = _Progress(kept, bar)
     left = {task[2]: task for task in tasks}
+    set_forkserver_preload([tasks[0][0].__module__])  # imported once, and not by each worker
     for death in range(DEATHS):
         pool = ProcessPoolExecutor(work.machine.workers, get_context("forkserver"), initializer=_begin)
         try:
@@ -187,20 +203,20 @@ def _begin() -> None:
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
-def _on_ray(tasks: list[_Task], work: Work, bar: Bar) -> Iterator[int]:
+def _on_ray(tasks: list[_Task], work: Work, bar: Bar, kept: Path) -> Iterator[int]:
     """On the cluster, whose nodes see the artifact's directory by the same path. Parts of dead workers are repeated."""
     try:
         # an optional extra
         import ray
     except ImportError:
         raise UserError("working on a Ray cluster needs the extra: pip install 'upweight[ray]'") from None
-    progress = _Progress(work.out, bar)
+    progress = _Progress(kept, bar)
     started = not ray.is_initialized()
     if started:
         ray.init(**_address(work.machine), log_to_driver=False, logging_level="error")
     try:
         remote = ray.remote(max_retries=DEATHS, num_cpus=1)(_complete_elsewhere)
-        running = {remote.remote(do, item, place, work.out.resolve()): place for do, item, place, _ in tasks}
+        running = {remote.remote(*task): task[2] for task in tasks}
         while running:
             ended, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
             for reference in ended:

@@ -7,7 +7,7 @@ import pytest
 
 from upweight.core.errors import UserError
 from upweight.core.records import Document
-from upweight.core.work import Work
+from upweight.core.work import Machine, Work
 from upweight.stages import deduplicate
 from upweight.store.jsonl import write_jsonl
 from upweight.synthesize.stories import StoryDocuments, problem, story, worked
@@ -79,12 +79,13 @@ def test_what_is_kept_holds_no_problem_any_more(inputs: dict[str, Path], tmp_pat
 def test_a_killed_run_is_overwritten_with_the_same_bytes(inputs: dict[str, Path], tmp_path: Path) -> None:
     clean, resumed = tmp_path / "clean", tmp_path / "resumed"
     (resumed / "documents").mkdir(parents=True)
-    for left in ("00003.parquet", ".00000.parquet.building"):
+    for left in ("00003-00000.parquet", ".00000-00000.parquet.building"):
         (resumed / "documents" / left).write_bytes(b"PAR1 half")
     assert _run(inputs, clean) == _run(inputs, resumed)
-    for name in ("documents/00000.parquet", "dropped.parquet"):
+    for name in ("documents/00000-00000.parquet", "documents/00001-00000.parquet", "dropped.parquet"):
         assert (clean / name).read_bytes() == (resumed / name).read_bytes()
-    assert [path.name for path in (resumed / "documents").iterdir()] == ["00000.parquet"]
+    names = sorted(path.name for path in (resumed / "documents").iterdir())
+    assert names == ["00000-00000.parquet", "00001-00000.parquet"]
 
 
 def test_problems_are_optional_and_may_come_from_files_of_ones_own(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -93,6 +94,32 @@ def test_problems_are_optional_and_may_come_from_files_of_ones_own(inputs: dict[
     own = deduplicate.Config(problem_files=(str(inputs["problems"] / "reserved_stem.jsonl"),))
     summary = deduplicate.run(own, Work(tmp_path / "b", documents))
     assert summary["dropped"]["contaminated"] == 40
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "txt"])
+def test_tests_of_ones_own_may_have_any_form(inputs: dict[str, Path], tmp_path: Path, form: str) -> None:
+    texts = [told.question for told in RESERVED]
+    path = tmp_path / f"tests.{form}"
+    if form == "parquet":
+        parquet.write_table(arrow.table({"n": range(len(texts)), "prompt": texts}), path)
+    else:
+        path.write_text("\n\n".join(json.dumps({"question": text}) if form == "jsonl" else text for text in texts))
+    own = deduplicate.Config(problem_files=(str(tmp_path / "tests.*"),))
+    summary = deduplicate.run(own, Work(tmp_path / "b", {"documents": inputs["documents"]}))
+    assert summary["dropped"]["contaminated"] == 40
+    assert "of problem" in summary["examples"]["contaminated"][0]["detail"]
+
+
+def test_the_number_of_workers_changes_nothing(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upweight.store.parts.WORTH_PROCESSES", 0)
+    outs = [tmp_path / "one", tmp_path / "two"]
+    for workers, out in enumerate(outs, start=1):
+        out.mkdir()
+        deduplicate.run(deduplicate.Config(), Work(out, inputs, Machine(workers=workers)))
+    files = [{path.relative_to(out): path.read_bytes() for path in out.rglob("*.parquet")} for out in outs]
+    assert files[0] == files[1]
 
 
 def test_wrong_inputs_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:

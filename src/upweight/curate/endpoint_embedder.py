@@ -1,0 +1,84 @@
+"""Vectors from a server that speaks OpenAI's embeddings interface: vLLM, Text Embeddings Inference, a service."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+from jaxtyping import Float32
+
+from upweight.core.errors import UserError
+from upweight.curate.embed import Embedder
+
+TEXTS_AT_ONCE = 64
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+class EndpointEmbedder(Embedder):
+    """A model of a server.
+
+    Args:
+        base_url: up to and with "/v1".
+        model: the name that the server knows it by.
+        key_variable: the environment variable that holds the key; a server without keys needs none.
+        attempts: how often a request is made; the pause before the second is `pause_seconds`, and doubles.
+
+    Raises UserError where the server cannot be reached, and where its vectors are not all of one width.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_variable: str = "OPENAI_API_KEY",
+        attempts: int = 5,
+        pause_seconds: float = 1.0,
+        timeout_seconds: float = 120.0,
+    ) -> None:
+        self._url, self._model = f"{base_url.rstrip('/')}/embeddings", model
+        self._attempts, self._pause_seconds = attempts, pause_seconds
+        key = os.environ.get(key_variable)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(headers=headers, timeout=timeout_seconds)
+        self.width = len(self._vectors(["width"])[0])
+
+    def embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "document width"]:
+        """One row a text, of length 1; a row of zeros for a text without a word, which is not sent."""
+        found = np.zeros((len(texts), self.width), np.float32)
+        rows = [row for row, text in enumerate(texts) if text.strip()]
+        for start in range(0, len(rows), TEXTS_AT_ONCE):
+            chosen = rows[start : start + TEXTS_AT_ONCE]
+            vectors = np.asarray(self._vectors([texts[row] for row in chosen]), np.float32)
+            if vectors.shape != (len(chosen), self.width) or not np.isfinite(vectors).all():
+                raise UserError(f"{self._url} sent vectors of shape {vectors.shape} for {len(chosen)} texts")
+            found[chosen] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return found
+
+    def _vectors(self, texts: list[str]) -> list[list[float]]:
+        pause, reason = self._pause_seconds, ""
+        for attempt in range(self._attempts):
+            if attempt:
+                time.sleep(pause)
+                pause *= 2
+            try:
+                reply = self._client.post(self._url, json={"model": self._model, "input": texts})
+            except httpx.TransportError as error:
+                reason = f"{type(error).__name__}: {error}"
+                continue
+            if reply.status_code not in _AGAIN:
+                return self._read(reply)
+            reason = f"HTTP {reply.status_code}: {reply.text[:200]}"
+        raise UserError(f"{self._url} failed {self._attempts} times, at last with {reason}: check that the server runs")
+
+    def _read(self, reply: httpx.Response) -> list[list[float]]:
+        try:
+            reply.raise_for_status()
+            data: list[dict[str, Any]] = reply.json()["data"]
+            return [entry["embedding"] for entry in sorted(data, key=lambda entry: int(entry["index"]))]
+        except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self._url} does not answer as the embeddings interface does ({error}): {reply.text[:200]}"
+            ) from None
