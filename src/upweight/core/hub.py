@@ -52,7 +52,7 @@ def open_dataset(name: str, *, split: str, subset: str | None = None, streaming:
             return datasets.load_from_disk(name)[split]
         if (directory / "state.json").exists():
             return datasets.load_from_disk(name)
-        return datasets.load_dataset(name, subset, split=split, streaming=streaming)
+        return datasets.load_dataset(name, subset, split=split, **({"streaming": True} if streaming else {}))
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, KeyError):

@@ -25,6 +25,10 @@ RUN_WORDS = 8
 LEAST_SHARE = 0.7
 LEAST_STRETCH_WORDS = 13
 _WORD = re.compile(r"\w+")
+_ASCII_WORDS = bytes(
+    ord(chr(code).lower()) if code < 128 and (chr(code).isalnum() or code == ord("_")) else ord(" ")
+    for code in range(256)
+)
 _PRIME = np.uint64(0x100000001B3)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -137,6 +141,8 @@ def contaminated(
 
 def words_of(text: str) -> list[str]:
     """The words of a text as they are compared: letters and digits in lower case, without the marks between them."""
+    if text.isascii():  # the same, several times faster
+        return text.encode().translate(_ASCII_WORDS).decode().split()
     return _WORD.findall(text.lower())
 
 

@@ -24,10 +24,27 @@ def normalise(text: str) -> str:
     Unicode composed (NFC), one kind of line end, no control characters, zero-width spaces or lone surrogates, no blanks
     at the ends of lines, at most two blank lines in a row, nothing around it.
     """
+    if text.isascii() and not _is_changed(text.encode()):
+        return text.strip()
     text = _UNSEEN.sub("", _LINE_ENDS.sub("\n", text))
     if not text.isascii():  # composed after the removals: what stood apart may now stand together
         text = unicodedata.normalize("NFC", text)
     return _BLANK_LINES.sub("\n\n\n", _TRAILING.sub("", text)).strip()
+
+
+_ASCII_REMOVED = bytes(range(0x20)).translate(None, b"\t\n") + b"\x7f"
+_ASCII_BLANKS = b" \t\n\r\f\v\x1c\x1d\x1e\x1f"
+_ASCII_WORDLIKE = bytes(code for code in range(128) if chr(code).isalnum()) + b"_"
+
+
+def _is_changed(data: bytes) -> bool:
+    """Whether there is anything in an ASCII text for the slower way to change, at the speed of copying it."""
+    return (
+        len(data.translate(None, _ASCII_REMOVED)) < len(data)
+        or b" \n" in data
+        or b"\t\n" in data
+        or b"\n\n\n\n" in data
+    )
 
 
 class Dropped(NamedTuple):
@@ -69,8 +86,14 @@ class Letters(Filter):
 
     def check(self, text: str) -> Dropped | None:
         """Why the text is dropped, None where it stays."""
-        written = _BLANKS.sub("", text)
-        share = len(_WORDLIKE.sub("", written)) / max(1, len(written))
+        if text.isascii():
+            data = text.encode()
+            written = len(data.translate(None, _ASCII_BLANKS))
+            other = len(data.translate(None, _ASCII_BLANKS + _ASCII_WORDLIKE))
+        else:
+            without = _BLANKS.sub("", text)
+            written, other = len(without), len(_WORDLIKE.sub("", without))
+        share = other / max(1, written)
         if 1 - share < self.least_share:
             return Dropped("hardly any letters", f"{1 - share:.2f} of the characters, at least {self.least_share}")
         return None

@@ -9,7 +9,7 @@ and the best `hits` documents are hit. Fusion decides who is hit, the cosine how
 Documents that tie at the end of a list are left out of it together: which of them a database returns is chance.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,8 +60,16 @@ class Database:
     def __len__(self) -> int:
         return int(self._table.count_rows()) if self._table is not None else 0
 
-    def add(self, batches: Iterable[Sequence[Document]]) -> None:
-        """Embed and store documents, a batch at a time; then call `index`. Ids are taken to be unique."""
+    def add(
+        self,
+        batches: Iterable[Sequence[Document]],
+        embedded: Callable[[Float32[np.ndarray, "document width"]], None] | None = None,
+    ) -> None:
+        """Embed and store documents, a batch at a time; then call `index`. Ids are taken to be unique.
+
+        Args:
+            embedded: is handed the vectors of each batch.
+        """
         schema = arrow.schema(
             [
                 ("id", arrow.string()),
@@ -70,7 +78,7 @@ class Database:
                 ("vector", arrow.list_(arrow.float32(), self._embedder.width)),
             ]
         )
-        rows = (self._rows(batch, schema) for batch in batches if batch)
+        rows = (self._rows(batch, schema, embedded) for batch in batches if batch)
         if self._table is None:
             self._table = self._connection.create_table(TABLE, data=rows, schema=schema)
         else:
@@ -149,8 +157,10 @@ class Database:
         vectors = np.asarray(table["vector"].combine_chunks().flatten(), np.float32).reshape(len(table), -1)
         return dict(zip(table["id"].to_pylist(), vectors, strict=True))
 
-    def _rows(self, batch: Sequence[Document], schema: Any) -> Any:
+    def _rows(self, batch: Sequence[Document], schema: Any, embedded: Callable[[Any], None] | None) -> Any:
         vectors = self._embedder.embed([document.text for document in batch])
+        if embedded is not None:
+            embedded(vectors)
         return arrow.RecordBatch.from_arrays(
             [
                 arrow.array([document.id for document in batch], arrow.string()),

@@ -71,6 +71,15 @@ def read_similarity(path: Path, document_ids: Sequence[str]) -> Float64[np.ndarr
     return np.asarray(table["similarity"], np.float64)[rows]
 
 
+def read_clusters(path: Path, document_ids: Sequence[str]) -> list[int]:
+    """The clusters in `path` (columns document_id, cluster) in the order of `document_ids`."""
+    if path.exists() and "cluster" not in parquet.read_schema(path).names:
+        raise UserError(f"{path} has no clusters, and a tier bounds their shares: set clusters of retrieve, say 256")
+    table = _table(path, ["document_id", "cluster"])
+    rows = rows_of(path, table["document_id"].to_pylist(), document_ids, "retrieve")
+    return np.asarray(table["cluster"])[rows].tolist()  # type: ignore[no-any-return]
+
+
 def rows_of(path: Path, names: Sequence[str], wanted: Sequence[str], stage: str) -> list[int]:
     """Where each wanted document stands in a table; UserError where the table lacks one."""
     places = {name: row for row, name in enumerate(names)}

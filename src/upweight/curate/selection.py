@@ -5,8 +5,8 @@
     utility(d) = quality(d)                                        otherwise
 
 A retrieval hit alone never lifts a document: its source and its own scores bound that (see Lift). Documents are walked
-by utility and each goes to the first tier that has room for it: room in bytes, and room for its source, so that no tier
-is all of one kind. What no tier takes is dropped, and the last tier's reason is kept.
+by utility and each goes to the first tier that has room for it: room in bytes, for its source, and for documents like
+it, so that no tier is all of one kind. What no tier takes is dropped, and the last tier's reason is kept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +82,8 @@ class Tier:
         source_shares: the largest share of the tier's budget that one source may fill, by pattern ("story-*": 0.5);
             the first pattern that matches a source counts, a source that none matches is not bounded. Without a budget
             the shares are of the bytes of all documents of the tier's sources that came in.
+        cluster_share: the largest share of the tier's budget that one cluster of documents that are alike may fill, as
+            above; below 1 it needs clusters of retrieve.
     """
 
     name: str
@@ -90,11 +92,12 @@ class Tier:
     min_utility: float = 0.0
     source_shares: Mapping[str, float] = field(default_factory=dict)
     sources: tuple[str, ...] = ("*",)
+    cluster_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise UserError(f"{self.name!r} cannot name a tier: it becomes the name of a file")
-        shares = [*self.source_shares.values(), *([] if self.share is None else [self.share])]
+        shares = [self.cluster_share, *self.source_shares.values(), *([] if self.share is None else [self.share])]
         if any(not 0 <= share <= 1 for share in shares):
             raise UserError(f"tier {self.name!r}: shares {shares} leave 0-1")
 
@@ -157,6 +160,7 @@ def place(
     utility: Sequence[float],
     tiers: Sequence[Tier],
     refused: Mapping[int, str],
+    clusters: Sequence[int] | None = None,
 ) -> list[Placed]:
     """The tier of each document, in the order given.
 
@@ -164,6 +168,7 @@ def place(
         ids, sources, byte_counts, utility: of the documents; equal utilities go by id.
         tiers: best first.
         refused: rows that no tier may take, with the reason.
+        clusters: of the documents, where a tier bounds their shares.
     """
     names = [tier.name for tier in tiers]
     if not tiers or len(set(names)) < len(names):
@@ -176,13 +181,15 @@ def place(
     budgets = {tier.name: tier.budget(totals[tier.name]) for tier in tiers}
     used = dict.fromkeys(names, 0)
     used_by: dict[tuple[str, str], int] = {}
+    used_by_cluster: dict[tuple[str, int], int] = {}
     placed = [Placed(None, "")] * len(ids)
     for row in sorted(range(len(ids)), key=lambda row: (-utility[row], ids[row])):
-        size, source = byte_counts[row], sources[row]
+        size, source, cluster = byte_counts[row], sources[row], clusters[row] if clusters else 0
         reason = refused.get(row, "")
         chosen = None
         for tier in () if reason else tiers:
             of_source = used_by.get((tier.name, source), 0)
+            of_cluster = used_by_cluster.get((tier.name, cluster), 0)
             if not taken_by[tier.name][source]:
                 reason = reason or "no tier takes its source"
             elif utility[row] < tier.min_utility:
@@ -191,10 +198,13 @@ def place(
                 reason = f"tier {tier.name} is full"
             elif of_source + size > tier.source_budget(source, totals[tier.name]):
                 reason = f"source fills its share of tier {tier.name}"
+            elif tier.cluster_share < 1 and of_cluster + size > int(tier.cluster_share * budgets[tier.name]):
+                reason = f"cluster fills its share of tier {tier.name}"
             else:
                 chosen, reason = tier.name, ""
                 used[tier.name] += size
                 used_by[tier.name, source] = of_source + size
+                used_by_cluster[tier.name, cluster] = of_cluster + size
                 break
         placed[row] = Placed(chosen, reason)
     return placed

@@ -20,7 +20,7 @@ import pyarrow.parquet as parquet
 from upweight.core.errors import UserError
 from upweight.core.work import Estimate, Summary, Work
 from upweight.curate.corpus import Listing, batches, document_files, excerpt, listing
-from upweight.curate.scores import Scores, read_similarity
+from upweight.curate.scores import Scores, read_clusters, read_similarity
 from upweight.curate.selection import DEFAULT_WEIGHTS, Lift, Placed, Tier, place, utilities
 
 DROPPED = "dropped"
@@ -88,7 +88,9 @@ def run(config: Config, work: Work) -> Summary:
     )
     refused = {int(row): scores.missed(int(row), config.floors) for row in np.flatnonzero(~scores.reach(config.floors))}
     values = utility.tolist()
-    placed = place(listed.ids, listed.sources, listed.byte_counts, values, config.tiers, refused)
+    bounded = any(tier.cluster_share < 1 for tier in config.tiers)
+    clusters = read_clusters(work.inputs["similarity"] / "similarity.parquet", listed.ids) if bounded else None
+    placed = place(listed.ids, listed.sources, listed.byte_counts, values, config.tiers, refused, clusters)
     ledger = _ledger(config, listed, placed)
     written = _write(config, work, files, placed, values)
     _reconcile(ledger, written)

@@ -1,6 +1,7 @@
 """retrieve: how close each document is to the best ones, by hybrid search with seeds as queries.
 
-Writes similarity.parquet (document_id, similarity 0-1, 0 where no seed hit it) and hits.jsonl (what some seeds found).
+Writes similarity.parquet (document_id, similarity 0-1, 0 where no seed hit it; its cluster where these are asked for)
+and hits.jsonl (what some seeds found).
 """
 
 import shutil
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
+from jaxtyping import Int64
 
 from upweight.core.errors import UserError
 from upweight.core.records import Document
 from upweight.core.work import Estimate, Summary, Work
+from upweight.curate.clusters import Clusters
 from upweight.curate.corpus import Listing, batches, document_files, excerpt, listing
 from upweight.curate.embed import Embedder, HashedEmbedder, SentenceEmbedder
 from upweight.curate.endpoint_embedder import EndpointEmbedder
@@ -38,6 +41,8 @@ class Config:
     dimensions: of the hashed embedder's vectors.
     counted_documents: on how many documents, spread evenly, the rarity of words is measured.
     keep_database: leave the database in the artifact, to be searched later.
+    clusters: groups of documents that are alike, for tiers that bound the share of each (curate/clusters.py); 0 for
+        none.
     """
 
     seeds: tuple[SeedRule | SeedFile, ...] = (SeedRule(),)
@@ -46,12 +51,13 @@ class Config:
     dimensions: int = 256
     counted_documents: int = 10_000
     keep_database: bool = False
+    clusters: int = 0
 
     def __post_init__(self) -> None:
         if not self.seeds:
             raise UserError("retrieve has no seeds: give a SeedRule or a SeedFile")
-        if min(self.hits, self.dimensions, self.counted_documents) < 1:
-            raise UserError("retrieve: hits, dimensions and counted_documents are counts of 1 or more")
+        if min(self.hits, self.dimensions, self.counted_documents, self.clusters + 1) < 1:
+            raise UserError("retrieve: hits, dimensions and counted_documents are counts of 1 or more, clusters of 0")
 
 
 def run(config: Config, work: Work) -> Summary:
@@ -71,7 +77,13 @@ def run(config: Config, work: Work) -> Summary:
                 yield batch
                 bar.advance(float(len(batch)))
 
-        database.add(counted())
+        clusters: list[Int64[np.ndarray, " document"]] = []
+        if config.clusters:
+            sample = embedder.embed(list(_spread(files, len(listed.ids), config.counted_documents)))
+            found_clusters = Clusters.fit(sample, config.clusters, work.seed)
+            database.add(counted(), lambda vectors: clusters.append(found_clusters.of(vectors)))
+        else:
+            database.add(counted())
         database.index()
     names, texts = _seeds(config, work, files, listed)
     seeds = [Seed(text, tuple(words.key_words(text, KEY_WORDS))) for text in texts]
@@ -83,7 +95,7 @@ def run(config: Config, work: Work) -> Summary:
     if not config.keep_database:
         shutil.rmtree(directory)
     similarity = closest(found)
-    _write_similarity(work.out / "similarity.parquet", listed, similarity)
+    _write_similarity(work.out / "similarity.parquet", listed, similarity, clusters)
     shown = _shown(names, texts, found, files, listed)
     write_jsonl(work.out / "hits.jsonl", shown)
     return {
@@ -146,9 +158,13 @@ def _texts_at(files: list[Path], listed: Listing, rows: list[int]) -> dict[int, 
     }
 
 
-def _write_similarity(path: Path, listed: Listing, similarity: Mapping[str, float]) -> None:
+def _write_similarity(
+    path: Path, listed: Listing, similarity: Mapping[str, float], clusters: list[Int64[np.ndarray, " document"]]
+) -> None:
     values = np.fromiter((similarity.get(name, 0.0) for name in listed.ids), np.float32, len(listed.ids))
     table = arrow.table({"document_id": arrow.array(listed.ids, arrow.string()), "similarity": values})
+    if clusters:
+        table = table.append_column("cluster", arrow.array(np.concatenate(clusters), arrow.int32()))
     building = path.with_name(f".{path.name}.building")
     parquet.write_table(table, building)
     building.replace(path)

@@ -35,7 +35,7 @@ Tick = Callable[[float | int], None]
 Do = Callable[[Item, int, Path, Tick], dict[str, Any]]
 """Does one part: the item, its place among all, the artifact's directory, and whom to tell; returns JSON data."""
 
-DIRECTORY = ".parts"
+DIRECTORY, LEFT = ".parts", ".parts-left"
 WORTH_PROCESSES = 2_000
 """Documents from which on several processes are faster than one."""
 DEATHS = 3
@@ -64,6 +64,7 @@ def in_parts(
 
     Call `forget` when the artifact is complete.
     """
+    shutil.rmtree(work.out / LEFT, ignore_errors=True)
     kept = work.out / DIRECTORY / name
     kept.mkdir(parents=True, exist_ok=True)
     for left in kept.glob("*.count"):
@@ -83,8 +84,10 @@ def in_parts(
 
 
 def forget(out: Path) -> None:
-    """Remove what was kept of the parts."""
-    shutil.rmtree(out / DIRECTORY, ignore_errors=True)
+    """Remove what was kept of the parts, all at once: half of it would be taken for parts that are done."""
+    if (out / DIRECTORY).exists():
+        (out / DIRECTORY).rename(out / LEFT)
+    shutil.rmtree(out / LEFT, ignore_errors=True)
 
 
 def _done(

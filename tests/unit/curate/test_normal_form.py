@@ -1,8 +1,10 @@
 import random
+import re
 import unicodedata
 
 import pytest
 
+from upweight.curate.contamination import words_of
 from upweight.curate.normalise import DEFAULT_FILTERS, Filter, Length, Letters, Repetition, check, normalise
 
 
@@ -68,3 +70,23 @@ def test_the_first_objection_counts_and_shows_what_was_seen() -> None:
     dropped = check("====", DEFAULT_FILTERS)
     assert dropped is not None
     assert (dropped.reason, dropped.detail) == ("too short", "4 characters, at least 40")
+
+
+def _ascii_texts() -> list[str]:
+    chooser = random.Random(0)
+    letters = [*"ab_7 \t\n\n.=#", "  \n", "\n\n\n\n", "\r\n", "\x0b", "\x00", "\x7f", "\x1c"]
+    return ["".join(chooser.choices(letters[: chooser.choice((9, 12, len(letters)))], k=40)) for _ in range(2_000)]
+
+
+def test_the_fast_way_for_ascii_does_what_the_slow_way_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _ascii_texts()
+    fast = [normalise(text) for text in texts]
+    with monkeypatch.context() as patched:
+        patched.setattr("upweight.curate.normalise._is_changed", lambda _: True)
+        assert fast == [normalise(text) for text in texts]
+    assert sum(before == after for before, after in zip(texts, fast, strict=True)) > 20
+    for text in texts:
+        written = re.sub(r"\s+", "", text)
+        share = len(re.sub(r"\w+", "", written)) / max(1, len(written))
+        assert (Letters(0.5).check(text) is None) == (1 - share >= 0.5)
+        assert words_of(text) == re.findall(r"\w+", text.lower())

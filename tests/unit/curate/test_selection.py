@@ -87,6 +87,15 @@ def test_documents_fall_through_the_tiers_with_a_reason() -> None:
     assert placed[5].reason == "safety below 4"
 
 
+def test_no_cluster_fills_a_tier() -> None:
+    tiers = [Tier("high", max_bytes=40, cluster_share=0.5), Tier("rest")]
+    placed = place("abcd", ["x"] * 4, [10] * 4, [0.9, 0.8, 0.7, 0.6], tiers, {}, clusters=[7, 7, 7, 2])
+    # cluster 7 may fill int(0.5 * 40) = 20 bytes of high: c goes on to the next tier, and d takes its room
+    assert [placement.tier for placement in placed] == ["high", "high", "rest", "high"]
+    only = place("abc", ["x"] * 3, [10] * 3, [0.9, 0.8, 0.7], tiers[:1], {}, clusters=[7, 7, 7])
+    assert only[2] == (None, "cluster fills its share of tier high")
+
+
 def test_a_full_tier_says_so_and_the_order_of_rows_does_not_matter() -> None:
     ids, utility = ["c", "a", "b"], [0.5, 0.5, 0.5]
     placed = place(ids, ["x"] * 3, [1] * 3, utility, [Tier("only", max_bytes=2)], {})

@@ -43,6 +43,19 @@ CONFIG = mix.Config(
 )
 
 
+def test_a_tier_that_bounds_clusters_needs_them(inputs: dict[str, Path], tmp_path: Path) -> None:
+    config = mix.Config(tiers=(Tier("high", cluster_share=0.5),))
+    with pytest.raises(UserError, match="set clusters of retrieve"):
+        mix.run(config, Work(tmp_path, inputs))
+    table = parquet.read_table(inputs["similarity"] / "similarity.parquet")
+    table = table.append_column("cluster", arrow.array([1, 1, 1, 2, 2], arrow.int32()))
+    parquet.write_table(table, inputs["similarity"] / "similarity.parquet")
+    summary = mix.run(config, Work(tmp_path, inputs))
+    # 20 bytes came in, so cluster 1 may fill 10: c (lifted) and a (8), not b; d is of cluster 2, and e is refused
+    assert summary["tiers"]["high"]["documents"] == 3
+    assert summary["reasons"]["cluster fills its share of tier high"] == 1
+
+
 def test_tiers_dropped_and_ledger(inputs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -54,6 +54,14 @@ def test_every_document_has_a_similarity_and_two_runs_agree(inputs: dict[str, Pa
     assert all(hit["document_id"] not in seed["seed"] for seed in shown for hit in seed["hits"])
 
 
+def test_clusters_are_told_where_they_are_asked_for(inputs: dict[str, Path], tmp_path: Path) -> None:
+    config = retrieve.Config(seeds=(SeedRule(count=3),), hits=5, clusters=4)
+    retrieve.run(config, Work(tmp_path, inputs, seed=5))
+    rows = parquet.read_table(tmp_path / "similarity.parquet").to_pylist()
+    assert len(rows) == COUNT
+    assert {row["cluster"] for row in rows} == {0, 1, 2, 3}
+
+
 def test_seeds_from_a_file_need_no_tags(inputs: dict[str, Path], tmp_path: Path) -> None:
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text('{"text": "Mia has 14 pens. She buys 23 more."}\n')
