@@ -69,8 +69,8 @@ class LocalSampler(Sampler):
         policy: the fingerprint of the weights, written into each completion.
         cache_bytes: memory for keys and values; where batch_rows long completions need more, fewer run at once.
         dtype: what is computed in; None takes the weights' own. "bfloat16" is faster on processors and GPUs that
-            multiply it natively: the weights of the moment are rounded at each call, and log-probabilities are those of
-            the rounded model, some hundredths of a nat from those of a trainer in float32.
+            multiply it natively, and several times slower on others. The weights of the moment are rounded at each
+            call, and log-probabilities are those of the rounded model, some hundredths of a nat from a trainer's.
         raw_logprobs: also keep each token's log-probability under the model before temperature and truncation.
     """
 

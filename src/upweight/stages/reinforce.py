@@ -283,7 +283,7 @@ class OnPolicy(Loader):
         if refresh is None or step < self._refreshed + refresh.every:
             return
         limits = replace(self.config.limits, seed=seed_for(self.seed, "refresh", step))
-        problems = self.parts.measured if refresh.dropped else self.parts.problems
+        problems = (self.parts.measured if refresh.dropped else ()) or self.parts.problems
         found = measure(problems, self.parts.sampler, self.parts.verifier, refresh.gate, limits)
         kept = [one.problem for one in found if one.dropped is None]
         self.monitor.record(
