@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from upweight.core.errors import UserError
-from upweight.core.protocols import Verifier
+from upweight.core.protocols import Limits, Sampler, Verifier
 from upweight.core.records import Problem
 from upweight.core.work import Machine
 from upweight.model.heads import ScalarHead
+from upweight.model.language_model import fingerprint, load
+from upweight.rollout.local import LocalSampler
 from upweight.rollout.sandbox import Sandbox, SandboxLimits
 from upweight.text.tokenizer import Tokenizer
 from upweight.verify.answers import AnswerVerifier
@@ -21,7 +23,17 @@ from upweight.verify.code_tests import CodeVerifier
 from upweight.verify.compose import Part, WeightedVerifier
 from upweight.verify.guard import GuardedVerifier
 from upweight.verify.gym import GymVerifier
+from upweight.verify.judge import JudgeVerifier
 from upweight.verify.pairwise import PairwiseVerifier, RewardModelScorer
+from upweight.verify.python_agent import PythonAgentVerifier
+
+
+@runtime_checkable
+class Opener(Protocol):
+    """What describes a sampler in plain values: an endpoint."""
+
+    def open(self) -> Sampler: ...
+
 
 Checkable = Literal["answer", "code", "gym"]
 
@@ -46,8 +58,9 @@ class Weighted:
 class RewardConfig:
     """Attributes:
     kind: "answer" (equivalence with the reference answer), "code" (hidden tests in the sandbox), "gym" (the problem's
-        own verifier of reasoning-gym) or "preference" (win rate within the group under the reward model of the input
-        "reward").
+        own verifier of reasoning-gym), "agent" (the answer by rules first, then by a model that writes and runs
+        checks), "preference" (win rate within the group under the reward model of the input "reward") or "judge" (win
+        rate by a language model that is asked in both orders).
     custom: a verifier of one's own, an instance of a frozen dataclass that implements Verifier; used instead of kind.
         One that raises, hangs or gives what is no verdict ends the run and is named.
     limits: bounds of a program that the model wrote.
@@ -55,22 +68,27 @@ class RewardConfig:
     mixture: a weighted sum of rewards, used instead of kind and custom. Weights that add up to 1 keep it in 0-1.
     only_if_right: the part of the mixture without whose score above 0 the others pay nothing.
     seconds: how long a custom verifier may take for one group.
+    judge: who plays the agent or the judge: a sampler of plain values, or an endpoint's description; None takes the
+        model of the input "judge".
+    judge_limits: how it decodes a turn.
     """
 
-    kind: Literal["answer", "code", "gym", "preference"] = "answer"
+    kind: Literal["answer", "code", "gym", "agent", "preference", "judge"] = "answer"
     custom: Verifier | None = None
     limits: SandboxLimits = field(default_factory=SandboxLimits)
     partial: bool = False
     mixture: tuple[Weighted, ...] = ()
     only_if_right: str | None = None
     seconds: float = 600.0
+    judge: Sampler | Opener | None = None
+    judge_limits: Limits = Limits(max_new_tokens=2048, temperature=0.0)  # noqa: RUF009 - frozen
 
     @property
     def relative(self) -> bool:
         """Whether it is the win rate within a group, which always averages 1/2, or has that as a part."""
         if self.mixture:
             return any(part.reward.relative for part in self.mixture)
-        return self.kind == "preference" and self.custom is None
+        return self.kind in ("preference", "judge") and self.custom is None
 
 
 @contextmanager
@@ -92,6 +110,14 @@ def open_verifier(config: RewardConfig, inputs: Mapping[str, Path], machine: Mac
     elif config.kind == "code":
         with Sandbox(workers=machine.workers, unsafe=machine.unsafe_execution) as pool:
             yield CodeVerifier(pool, limits=config.limits, partial=config.partial)
+    elif config.kind == "agent":
+        agent = _judge(config, inputs, machine)
+        with Sandbox(workers=1, unsafe=machine.unsafe_execution) as pool:
+            yield PythonAgentVerifier(
+                agent, lambda code: pool.run(code, limits=config.limits), limits=config.judge_limits
+            )
+    elif config.kind == "judge":
+        yield JudgeVerifier(_judge(config, inputs, machine), limits=config.judge_limits)
     else:
         if "reward" not in inputs:
             raise UserError(
@@ -101,3 +127,17 @@ def open_verifier(config: RewardConfig, inputs: Mapping[str, Path], machine: Mac
         source = inputs["reward"] / "model"
         head = ScalarHead.load(source, device=machine.device)
         yield PairwiseVerifier(RewardModelScorer(head, Tokenizer.load(source)))
+
+
+def _judge(config: RewardConfig, inputs: Mapping[str, Path], machine: Machine) -> Sampler:
+    """Who plays the agent or the judge. Raises UserError where nobody does."""
+    if config.judge is not None:
+        return config.judge if isinstance(config.judge, Sampler) else config.judge.open()
+    if "judge" not in inputs:
+        raise UserError(
+            f'reward kind "{config.kind}" needs a language model: give the step an input named "judge", an artifact '
+            "with a model, or name one in RewardConfig.judge"
+        )
+    source = inputs["judge"] / "model"
+    model, _ = load(source, device=machine.device)
+    return LocalSampler(model.eval(), Tokenizer.load(source), policy=fingerprint(model))

@@ -1,6 +1,11 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 
+from upweight.core.errors import IsolationUnavailable, UserError
 from upweight.core.identity import canonical_json
+from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion, Message, Problem
 from upweight.core.work import Machine
 from upweight.verify.answers import AnswerVerifier
@@ -96,3 +101,49 @@ def test_a_mixture_of_rewards_is_opened_from_plain_values() -> None:
     with open_verifier(config, {}, Machine()) as verifier:
         group = [completion("<think>a</think>\\boxed{42}"), completion("\\boxed{42}"), completion("<think>a</think>x")]
         assert [verdict.score for verdict in verifier.score(PROBLEM, group)] == [1.0, 0.9, 0.0]
+
+
+@dataclass(frozen=True)
+class Says(Sampler):
+    """One text, to whatever it is asked."""
+
+    text: str
+
+    def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+        assert limits.temperature == 0
+        return [[Completion((), (), self.text, "end", "said")] * count for _ in prompts]
+
+
+@dataclass(frozen=True)
+class Described:
+    """Plain values that open a sampler, as an endpoint's are."""
+
+    text: str
+
+    def open(self) -> Sampler:
+        return Says(self.text)
+
+
+def test_agents_and_judges_are_named_in_plain_values() -> None:
+    problem = Problem("p", PROBLEM.messages, answer="x^2 + y")
+    # rules decide the first answer, the agent is asked about the second
+    group = [completion("\\boxed{x^2 + y}"), completion("\\boxed{the square of x and y together}")]
+    for judge in (Says("Verdict: equal"), Described("Verdict: equal")):
+        config = RewardConfig("agent", judge=judge)
+        canonical_json(config)
+        assert not config.relative
+        try:
+            with open_verifier(config, {}, Machine()) as verifier:
+                first, second = verifier.score(problem, group)
+        except IsolationUnavailable as error:
+            pytest.skip(f"THE SANDBOX IS NOT TESTED HERE: {error}")
+        assert (first.score, first.reason) == (1.0, "equal")
+        assert second.score == 1.0
+        assert "equal by the agent" in second.reason
+    config = RewardConfig("judge", judge=Says("A"))
+    assert config.relative
+    with open_verifier(config, {}, Machine()) as verifier:
+        # whoever stands first is preferred: over both orders that is a draw
+        assert [verdict.score for verdict in verifier.score(problem, group)] == [0.5, 0.5]
+    with pytest.raises(UserError, match='needs a language model: give the step an input named "judge"'):
+        open_verifier(RewardConfig("judge"), {}, Machine()).__enter__()
