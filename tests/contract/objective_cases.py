@@ -184,6 +184,7 @@ def cases() -> dict[str, Case]:
         "Grpo": Case(Grpo(), small, completions, _rollouts),
         "Grpo sharing prompts": Case(Grpo(), small, _completions(group=4), _rollouts),
         "Grpo by sequence": Case(Grpo(normalise="sequence"), small, completions, _rollouts),
+        "Grpo off-policy": Case(Grpo(off_policy="truncate"), small, completions, _rollouts),
         "Grpo tempered": Case(Grpo(temperature=0.7, top_p=0.9), small, completions, _rollouts),
         "BradleyTerry": Case(BradleyTerry(centre=0.01), scorer, _pairs(), _ranked),
         "TagScores": Case(TagScores(), Tagger, _tagged(), _tag_batch),

@@ -13,7 +13,7 @@ from objective_cases import cases, difference, one_step
 from upweight.core.records import Completion
 from upweight.objectives.grpo import Grpo, group_advantages
 
-NAMES = ["Grpo", "Grpo by sequence", "Grpo tempered"]
+NAMES = ["Grpo", "Grpo by sequence", "Grpo off-policy", "Grpo tempered"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request
 
 from upweight.app.engine import Engine
 from upweight.app.serve import ServeConfig, make_app
-from upweight.core.errors import UserError
+from upweight.core.errors import Refusal, UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
 from upweight.model.transformer import ModelConfig, Transformer, make_model
@@ -118,6 +118,22 @@ def test_served_logprobs_are_the_trainers_after_a_push(server: Server) -> None:
     items = [(prompt, type(one)(one.tokens, one.logprobs, one.text, "end", one.policy), 1.0) for one in whole]
     (batch,) = objective.batches(items, row_tokens=500)
     assert float(objective(policy, batch).maxima["logprob_difference"]) < 1e-3  # or it would have been refused
+
+
+def test_a_server_that_samples_from_other_weights_than_it_was_given_is_noticed(server: Server) -> None:
+    policy = make_model(SHAPE, 5)
+    sampler = sampler_of(server, policy, [0])
+    sampler._transfer.send_weights = lambda: None  # type: ignore[method-assign]
+    with torch.no_grad():
+        server.model.norm.weight.mul_(6)  # its log-probabilities are plausible, and those of another model
+    group = sampler.sample([ASK], count=4, limits=Limits(12, seed=3))[0]
+    items = [
+        (tuple(render(TOKENIZER, ASK)), type(one)(one.tokens, one.logprobs, one.text, "end", one.policy), 1.0)
+        for one in group
+    ]
+    (batch,) = Grpo().batches(items, row_tokens=500)
+    with pytest.raises(Refusal, match="with the same weights and precision"):
+        Grpo()(policy, batch)
 
 
 def test_weights_are_pushed_before_they_are_too_old_and_never_within_an_answer(server: Server) -> None:
