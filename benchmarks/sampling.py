@@ -68,7 +68,7 @@ def decode(turns: Turns, work: Work) -> None:
 
 def decode_uneven(turns: Turns, work: Work) -> None:
     """The same with rows that end at any time: finished ones make room for others."""
-    _decode(turns, work, ends(work.vocab_size), LONGEST, 4 * PROMPTS, 1)
+    _decode(turns, work, ends(work.vocab_size), LONGEST, 2 * PROMPTS, 1)
 
 
 def decode_group(turns: Turns, work: Work) -> None:
@@ -97,7 +97,7 @@ def hf_static(turns: Turns, work: Work) -> None:
 
 def hf_uneven(turns: Turns, work: Work) -> None:
     """Batches of 64 that run until their longest row has ended."""
-    _generate(turns, work, ends(work.vocab_size), LONGEST, 4 * PROMPTS, 1)
+    _generate(turns, work, ends(work.vocab_size), LONGEST, 2 * PROMPTS, 1)
 
 
 def hf_group(turns: Turns, work: Work) -> None:
