@@ -136,6 +136,44 @@ def test_a_template_that_knows_no_tools_is_refused() -> None:
         encode_conversation(tokenizer("smollm2"), [QUESTION, CALL, RESULT, ANSWER])
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [("Let me add.", r"leaves out its text \('Let me add"), ("<think>\nsum it up\n</think>\n\n", "leaves out its thinking")],
+)
+def test_text_beside_a_call_that_the_template_drops_is_refused(said: str, message: str) -> None:
+    # Llama-3.1's template writes either the text of a turn or its call
+    beside = Message("assistant", said, tool_calls=CALL.tool_calls)
+    with pytest.raises(UserError, match=message):
+        encode_conversation(tokenizer("llama"), [QUESTION, beside, RESULT, ANSWER])
+    for name in ("qwen2.5", "ours"):
+        made = tokenizer(name)
+        assert spans(made, encode_conversation(made, [QUESTION, beside, RESULT, ANSWER]))[0].startswith(said.strip())
+
+
+def test_several_calls_and_results_in_turn() -> None:
+    calls = Message("assistant", "", tool_calls=(*CALL.tool_calls, ToolCall("2", "add", '{"a": 1, "b": 2}')))
+    messages = [QUESTION, calls, RESULT, Message("tool", "3", tool_call_id="2"), ANSWER]
+    for name in ("qwen2.5", "ours"):
+        made = tokenizer(name)
+        first, second = spans(made, encode_conversation(made, messages))
+        assert first.count("<tool_call>") == first.count("</tool_call>") == 2
+        assert second == "It is 42.<|im_end|>"
+    with pytest.raises(UserError, match="only supports single tool-calls"):
+        encode_conversation(tokenizer("llama"), messages)
+
+
+def test_a_flawed_call_stays_in_the_context() -> None:
+    flawed = Message("assistant", "", tool_calls=CALL.tool_calls, trained=False)
+    again = Message("assistant", "", tool_calls=(ToolCall("2", "add", '{"a": 12, "b": 30}'),))
+    messages = [QUESTION, flawed, Message("tool", "no such tool", tool_call_id="1"), again, RESULT, ANSWER]
+    for name in ("llama", "qwen2.5", "ours"):
+        made = tokenizer(name)
+        encoded = encode_conversation(made, messages)
+        assert len(spans(made, encoded)) == 2
+        assert "no such tool" in made.decode(encoded.tokens)
+        assert encoded.trained.index(True) == len(render(made, messages[:3]))
+
+
 def test_thinking_between_tool_calls_stays() -> None:
     made = tokenizer("qwen3")
     call = Message("assistant", "<think>\ncall it\n</think>\n\n", tool_calls=CALL.tool_calls)

@@ -114,13 +114,20 @@ def _turns(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | Non
 
 
 def _check_written(message: Message, written: str, where: str) -> None:
-    """The turn's answer and its calls must be in what the template writes; thinking may be set otherwise."""
-    answer = message.content.rpartition("</think>")[2].strip()
+    """The turn's answer, its thinking and its calls must be in what the template writes, wherever it sets them."""
+    thinking, _, answer = message.content.rpartition("</think>")
+    thinking, answer = thinking.strip().removeprefix("<think>").strip(), answer.strip()
     dropped = [call.name for call in message.tool_calls if call.name not in written]
     if dropped:
         raise UserError(f"{where}: the chat template leaves out its call of {dropped[0]}: it knows no tools")
     if answer not in written and not message.tool_calls:
         raise UserError(f"{where}: the chat template writes no text of it, the model would learn to say nothing")
+    for kind, text in (("text", answer), ("thinking", thinking)):
+        if text not in written:
+            raise UserError(
+                f"{where}: the chat template leaves out its {kind} ({text[:40]!r}), so the model would never learn to "
+                "write it: take it out of the conversation, or use a template that keeps it"
+            )
 
 
 def _end_of_turn(tokenizer: Tokenizer, full: str, begin: int, where: str) -> int:
