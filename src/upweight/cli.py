@@ -55,6 +55,10 @@ class Hardware:
     """Activation checkpointing: the share of the activations that is computed again instead of kept, 0 to 1."""
     sharding: Literal["replicated", "fsdp"] = "replicated"
     """Under torchrun: each process holds the whole model, or they share it out (FSDP)."""
+    tensor: int = 1
+    """Under torchrun: processes that hold parts of the same matrices (tensor parallelism)."""
+    context: int = 1
+    """Under torchrun: processes that take parts of the same rows (context parallelism)."""
 
 
 @app.command
@@ -85,7 +89,7 @@ def run(
     from upweight.train.parallel import joined
 
     machine = _machine(hardware)
-    with joined(machine.device):  # all of it within, so that what several processes find wrong is said once
+    with joined(machine):  # all of it within, so that what several processes find wrong is said once
         recipe = _found(choice)
         if dry_run:
             print_intended(recipe, choice.root, rebuild=rebuild, until=until)

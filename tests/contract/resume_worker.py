@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from upweight.core.batches import TokenBatch
-from upweight.model.transformer import ModelConfig, make_model
+from upweight.core.work import Machine
+from upweight.model.transformer import ModelConfig, Transformer, make_model
 from upweight.objectives.next_token import NextToken
 from upweight.store.shards import Shards, ShardWriter
 from upweight.train.checkpoint import CheckpointConfig
@@ -62,27 +63,38 @@ class Noisy(NextToken):
         )
 
 
-def run(folder: Path, checkpoints: Path, log: Path) -> str:
-    """Train to the end; returns the hash of the weights."""
+def run(
+    folder: Path,
+    checkpoints: Path,
+    log: Path,
+    *,
+    objective: NextToken | None = None,
+    machine: Machine | None = None,
+    stop: int = 0,
+) -> tuple[str, Transformer]:
+    """Train to the end, or to step `stop`; returns the hash of the weights, and the model."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pools = {name: Shards.open(folder / name) for name in ("a", "b")}
-    model = make_model(ModelConfig(vocab_size=32, width=16, layers=2, heads=2, kv_heads=1, ffn=32), 0)
+    model = make_model(ModelConfig(vocab_size=32, width=16, layers=2, heads=2, kv_heads=2, ffn=32), 0)
     loader = MixtureLoader(pools, TIMELINE, seed=1, batch_tokens=128, microbatch_tokens=64)
     steps = train(
         model,
-        objective=Noisy(),
+        objective=objective or Noisy(),
         loader=loader,
         timeline=TIMELINE,
         optimizer=OptimizerConfig(rest_scale=0.1, weight_decay=0.1),
+        machine=machine,
         checkpoint=CheckpointConfig(checkpoints, every_steps=2),
     )
     with log.open("a") as file:
         for report in steps:
             file.write(f"{report.step} {report.consumed} {report.phase} {report.loss!r}\n")
             file.flush()
+            if report.step == stop:
+                break
     parts = [model.state_dict()[name].numpy().tobytes() for name in sorted(model.state_dict())]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    return hashlib.sha256(b"".join(parts)).hexdigest(), model
 
 
 def watch(fatal: int) -> Callable[[], int]:
@@ -118,7 +130,7 @@ def life(folder: Path, name: str, fatal: int) -> bool:
     child = os.fork()
     if child == 0:
         told = watch(fatal)
-        weights = run(folder, folder / name / "checkpoints", folder / name / "log")
+        weights, _ = run(folder, folder / name / "checkpoints", folder / name / "log")
         (folder / name / "weights").write_text(f"{weights} {told()}")
         os._exit(0)
     _, status = os.waitpid(child, 0)

@@ -19,7 +19,7 @@ from objective_cases import VOCABULARY, Case, OneStep, all_objectives, cases, di
 from upweight.model.transformer import ModelConfig, make_model
 from upweight.objectives.next_token import NextToken
 from upweight.store.shards import Shards, ShardWriter
-from upweight.train import parallel
+from upweight.train import parallel, sharding
 from upweight.train.checkpoint import CheckpointConfig
 from upweight.train.loader import MixtureLoader
 from upweight.train.optimizer import OptimizerConfig
@@ -113,7 +113,7 @@ def process(rank: int, size: int, port: int, folder: str) -> None:
             results[name] = (report.loss, report.weight, dict(report.terms), weights)
             if name in ("NextToken", "Dpd"):
                 kind: Literal["adamw", "muon"] = "muon" if name == "Dpd" else "adamw"
-                policy = parallel.shard(case.policy())
+                policy = sharding.shard(case.policy())
                 batches = [case.make([item], 256) for item in mine]  # 5 microbatches here, 3 there
                 report, _ = one_step(case, batches, policy, kind)
                 whole = {key: value.full_tensor() for key, value in policy.state_dict().items()}
@@ -127,7 +127,7 @@ def sharded_resume(folder: Path) -> float:
     case = cases()["NextToken"]
 
     def run() -> tuple[Iterator[StepReport], torch.nn.Module]:
-        policy = parallel.shard(case.policy())
+        policy = sharding.shard(case.policy())
         keep = CheckpointConfig(folder / "sharded", every_steps=1)
         loader = OneStep([case.make(case.items, 256)])
         return train(policy, objective=case.objective, loader=loader, timeline=TWO_STEPS, checkpoint=keep), policy

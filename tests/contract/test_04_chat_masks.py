@@ -138,7 +138,10 @@ def test_a_template_that_knows_no_tools_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("said", "message"),
-    [("Let me add.", r"leaves out its text \('Let me add"), ("<think>\nsum it up\n</think>\n\n", "leaves out its thinking")],
+    [
+        ("Let me add.", r"leaves out its text \('Let me add"),
+        ("<think>\nsum it up\n</think>\n\n", "leaves out its thinking"),
+    ],
 )
 def test_text_beside_a_call_that_the_template_drops_is_refused(said: str, message: str) -> None:
     # Llama-3.1's template writes either the text of a turn or its call

@@ -20,7 +20,6 @@ from upweight.model.transformer import Transformer, make_model
 from upweight.objectives.next_token import NextToken
 from upweight.rollout.local import LocalSampler
 from upweight.text.tokenizer import Tokenizer
-from upweight.train import parallel
 from upweight.train.checkpoint import CheckpointConfig
 from upweight.train.optimizer import OptimizerConfig, orthogonalise
 from upweight.train.timeline import constant
@@ -215,7 +214,7 @@ def test_sharded_over_one_process(machine: Machine, tmp_path: Path) -> None:
     backend = "cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
-        sharded, _ = trained(machine, model=parallel.shard(make_model(SHAPE, 0).to(DEVICE)))
+        sharded, _ = trained(machine, model=sharding.shard(make_model(SHAPE, 0).to(DEVICE)))
     finally:
         dist.destroy_process_group()
     assert losses(sharded) == pytest.approx(losses(alone), rel=1e-4)

@@ -101,7 +101,7 @@ def run(
     machine, console = machine or Machine(), console or Console()
     check_trackers(track)
     store = LocalStore(root, recipe.name)
-    with parallel.joined(machine.device) as place:
+    with parallel.joined(machine) as place:
         if machine.threads:
             torch.set_num_threads(machine.threads)
         if place.rank > 0:

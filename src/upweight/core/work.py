@@ -30,6 +30,8 @@ class Machine:
             computed again instead, for less memory and more work.
         sharding: of several processes that torchrun started: "replicated" where each holds all of the model, "fsdp"
             where weights, gradients and optimizer state are split over them.
+        tensor: processes that hold parts of the same matrices; those beside them read other rows.
+        context: processes that take parts of the same rows, for contexts too long for one.
     """
 
     device: str = "cpu"
@@ -40,12 +42,18 @@ class Machine:
     compile: Literal["auto", "on", "off"] = "auto"
     recompute: float | int = 0.0
     sharding: Literal["replicated", "fsdp"] = "replicated"
+    tensor: int = 1
+    context: int = 1
 
     def __post_init__(self) -> None:
         if self.compile not in ("auto", "on", "off"):
             raise UserError(f"compile is {self.compile!r}: expected 'auto', 'on' or 'off'")
         if self.sharding not in ("replicated", "fsdp"):
             raise UserError(f"sharding is {self.sharding!r}: expected 'replicated' or 'fsdp'")
+        if self.tensor < 1 or self.context < 1:
+            raise UserError(
+                f"tensor is {self.tensor} and context {self.context}: each is a number of processes, from 1"
+            )
         if not 0 <= self.recompute <= 1:
             raise UserError(f"recompute is {self.recompute}: expected a share from 0 to 1")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from upweight.model import layers
+from upweight.model.context import Part
 from upweight.model.rope import turn
 from upweight.model.tiled_attention import Tile, attend_in_tiles, attend_turned, tiles_of
 
@@ -34,11 +35,13 @@ class Tiles:
 
     Attributes:
         rotations, turns: the turn as a complex number, and as cosine and sine for the compiler.
+        held: what this process holds of each row, where a group shares its time out.
     """
 
     rotations: Complex[Tensor, "row time 1 1 pair"]
     turns: Float[Tensor, "row time 1 1 pair 2"]
     parts: tuple[Tile, ...]
+    held: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,13 @@ class Mask:
         turns: the rotary turn at each place, as cosine and sine.
         blocks: on CUDA, the block mask of flex attention; None where each row is one sequence.
         seen: elsewhere, which key each query sees; None where each row is one sequence.
+        held: what this process holds of each row, where a group shares its time out.
     """
 
     turns: Float[Tensor, "row time 1 1 pair 2"]
     blocks: Any = None
-    seen: Bool[Tensor, "row 1 time time"] | None = None
+    seen: Bool[Tensor, "_ 1 query key"] | None = None
+    held: Part | None = None
 
 
 Scope = Tiles | Mask
@@ -62,11 +67,12 @@ Scope = Tiles | Mask
 
 def make_scope(
     rotations: Complex[Tensor, "row time 1 1 pair"],
-    segments: Int[Tensor, "row time"] | None,
-    starts: Int[Tensor, "row time"] | None,
+    segments: Int[Tensor, "row whole"] | None,
+    starts: Int[Tensor, "row whole"] | None,
     heads: int,
     dtype: torch.dtype,
-    prefixes: Int[Tensor, "row time"] | None = None,
+    prefixes: Int[Tensor, "row whole"] | None = None,
+    held: Part | None = None,
 ) -> Scope:
     """Each token sees itself and what precedes it in its own segment and in that which this one continues.
 
@@ -76,21 +82,38 @@ def make_scope(
         starts: where that which each token may attend to begins; None like `segments` where each row is one sequence.
         dtype: of the matrix products.
         prefixes: None where no segment continues another.
+        held: what this process holds of each row, of whose places `rotations` are; the rest is of whole, padded rows.
     """
     row, time = rotations.shape[:2]
     kind = rotations.device.type
     turns = torch.view_as_real(rotations)
     if kind == "cpu":
-        return Tiles(rotations, turns, tiles_of(row, time, heads, segments, starts, prefixes, dtype))
-    if segments is None:
+        whole, spans = (time, None) if held is None else (held.padded, held.spans)
+        return Tiles(rotations, turns, tiles_of(row, whole, heads, segments, starts, prefixes, dtype, spans), held)
+    if segments is None and held is None:
         return Mask(turns)
     if kind == "cuda" and 2 * rotations.shape[-1] >= SMALLEST_FLEX_HEAD:
-        return Mask(turns, blocks=_block_mask(segments, prefixes))
-    past = torch.ones(time, time, dtype=torch.bool, device=rotations.device).tril()
-    seen = segments[:, :, None] == segments[:, None, :]
-    if prefixes is not None:
-        seen |= prefixes[:, :, None] == segments[:, None, :]
-    return Mask(turns, seen=(past & seen)[:, None])
+        return Mask(turns, blocks=_block_mask(row, time, segments, prefixes, held, rotations.device), held=held)
+    return Mask(turns, seen=visible(time, segments, prefixes, held, rotations.device), held=held)
+
+
+def visible(
+    time: int,
+    segments: Int[Tensor, "row whole"] | None,
+    prefixes: Int[Tensor, "row whole"] | None,
+    held: Part | None,
+    device: torch.device,
+) -> Bool[Tensor, "_ 1 query key"]:
+    """Which key each query sees, of rows that are all held (`time` places) or in part."""
+    keys = torch.arange(time if held is None else held.padded, device=device)
+    queries = keys if held is None else held.take(keys[None])[0]
+    seen = (queries[:, None] >= keys)[None]
+    if segments is not None:
+        same = segments[:, queries, None] == segments[:, None, :]
+        if prefixes is not None:
+            same |= prefixes[:, queries, None] == segments[:, None, :]
+        seen = seen & same
+    return seen[:, None]
 
 
 def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Float[Tensor, "row time features"]:
@@ -98,7 +121,7 @@ def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Fl
     group = qkv.shape[3] - 2
     if isinstance(scope, Tiles):
         if layers.by_hand(qkv):
-            return attend_in_tiles(qkv, scope.rotations, scope.parts)
+            return attend_in_tiles(qkv, scope.rotations, scope.parts, scope.held)
         query = turn(qkv[:, :, :, :group], scope.turns * qkv.shape[4] ** -0.5).transpose(1, 2).contiguous()
         key = turn(qkv[:, :, :, group : group + 1], scope.turns)[:, :, :, 0].transpose(1, 2).contiguous()
         seen: Tensor = _attend_turned(query, key, qkv[:, :, :, group + 1].transpose(1, 2).contiguous(), scope)
@@ -106,6 +129,8 @@ def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Fl
     query = turn(qkv[:, :, :, :group], scope.turns).flatten(2, 3).transpose(1, 2)
     key = turn(qkv[:, :, :, group : group + 1], scope.turns)[:, :, :, 0].transpose(1, 2)
     value = qkv[:, :, :, group + 1].transpose(1, 2)
+    if scope.held is not None:
+        key, value = scope.held.whole(torch.stack((key, value)), axis=3)
     if scope.blocks is not None:
         out: Tensor = _flex()(query, key, value, block_mask=scope.blocks, enable_gqa=group > 1)
     else:
@@ -123,7 +148,7 @@ def attend(qkv: Float[Tensor, "row time kv_head slot size"], scope: Scope) -> Fl
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_turned(query: Tensor, key: Tensor, value: Tensor, scope: Tiles) -> Tensor:
     # given whole: were the parts taken out of it within the compiler, other parts would mean to compile anew
-    return attend_turned(query, key, value, scope.parts)
+    return attend_turned(query, key, value, scope.parts, scope.held)
 
 
 def attend_cached(
@@ -140,20 +165,31 @@ def attend_cached(
     return out.permute(0, 3, 1, 2, 4).reshape(row, time, -1)
 
 
-def _block_mask(segments: Tensor, prefixes: Tensor | None) -> Any:
+def _block_mask(
+    rows: int, time: int, segments: Tensor | None, prefixes: Tensor | None, held: Part | None, device: torch.device
+) -> Any:
     # imported here because flex attention loads the compiler, which takes seconds and which a CPU run never needs
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (segments[row, query] == segments[row, key])
+    whole = time if held is None else held.padded
+    place = None if held is None else held.take(torch.arange(whole, device=device)[None])[0]
+
+    def causal(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query if place is None else place[query]) >= key
+
+    def together(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert segments is not None
+        at = query if place is None else place[query]
+        return (at >= key) & (segments[row, at] == segments[row, key])
 
     def shared(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         assert prefixes is not None
-        return visible(row, head, query, key) | ((query >= key) & (prefixes[row, query] == segments[row, key]))
+        assert segments is not None
+        at = query if place is None else place[query]
+        return together(row, head, query, key) | ((at >= key) & (prefixes[row, at] == segments[row, key]))
 
-    rows, time = segments.shape
-    rule = visible if prefixes is None else shared
-    return create_block_mask(rule, rows, None, time, time, device=str(segments.device), _compile=True)
+    rule = causal if segments is None else together if prefixes is None else shared
+    return create_block_mask(rule, rows, None, time, whole, device=str(device), _compile=True)
 
 
 def _flex() -> Callable[..., Any]:

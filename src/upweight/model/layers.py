@@ -59,7 +59,7 @@ class _RmsNorm(torch.autograd.Function):
         width = x.shape[-1]
         (gradient,) = gradients
         unit = x * inverse
-        product = (gradient * unit).view(-1, width)
+        product = (gradient * unit).reshape(-1, width)
         along = torch.mv(product, weight).mul_(1 / width).view_as(inverse)
         weight_gradient = product.sum(0)
         return (gradient * weight).sub_(unit.mul_(along)).mul_(inverse), weight_gradient, None

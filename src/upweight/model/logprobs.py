@@ -21,6 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from upweight.model import context
+
 CHUNK_LOGITS = 1 << 23
 """Logits held at once on a CPU (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
 
@@ -98,10 +100,17 @@ def token_scores(
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}: log-probabilities of greedy decoding are not defined")
-    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    share = context.current() if len(flat) else None
+    if share is not None:
+        mine = context.scores_of(len(flat), share)
+        flat, wanted = flat[mine], wanted[mine]
     size = chunk if chunk is not None else positions_at_once(flat, len(unembedding))
     settings = _Settings(temperature, top_p, top_k, min_p, size, compute_dtype(hidden))
-    logprobs, normaliser = _TokenScores.apply(flat, unembedding, targets.reshape(-1), settings)
+    logprobs, normaliser = _TokenScores.apply(flat, unembedding, wanted, settings)
+    if share is not None:
+        both = context.gather_scores(torch.stack((logprobs, normaliser), dim=1), targets.numel(), share)
+        logprobs, normaliser = both.unbind(1)
     return TokenScores(logprobs.view(targets.shape), normaliser.view(targets.shape))
 
 

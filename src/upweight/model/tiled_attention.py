@@ -12,12 +12,15 @@ take about three times as long, and torch's own attention 1.3 to 1.6 times (docs
 Up to `KEPT_SCORES` the probabilities are kept for the gradient, beyond they are computed again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
+
+from upweight.model.context import Part
 
 QUERIES = 64
 """Queries of a tile."""
@@ -54,25 +57,48 @@ def tiles_of(
     starts: Int[Tensor, "row time"] | None,
     prefixes: Int[Tensor, "row time"] | None = None,
     dtype: torch.dtype = torch.float32,
+    spans: Sequence[range] | None = None,
 ) -> tuple[Tile, ...]:
     """The tiles of a batch. They hold every visible pair once, and no query is without its own key.
 
     `starts` is where that which each token may attend to begins; it never falls along a row. `dtype` is that of the
-    products, which decides how large a tile is best.
+    products, which decides how large a tile is best. `spans` are the places whose queries are held, side by side; None
+    holds those of all. Keys are always held of all places.
     """
-    queries = min(QUERIES, time)
+    held = [range(time)] if spans is None else spans
+    offset, tiles = 0, list[Tile]()
+    for span in held:
+        tiles += _tiles_of_span(span, offset, row, time, heads, segments, starts, prefixes, dtype)
+        offset += len(span)
+    return tuple(tiles)
+
+
+def _tiles_of_span(
+    span: range,
+    offset: int,
+    row: int,
+    time: int,
+    heads: int,
+    segments: Tensor | None,
+    starts: Tensor | None,
+    prefixes: Tensor | None,
+    dtype: torch.dtype,
+) -> list[Tile]:
+    """The tiles of the queries at the places of `span`, which lie from `offset` on among those that are held."""
+    queries = min(QUERIES, len(span))
     most = TILE_SCORES if dtype == torch.float32 else SHORT_TILE_SCORES
     rows = max(1, most // (heads * queries * max(queries, time // 2)))
-    begins = None if starts is None else starts[:, ::QUERIES].tolist()
+    within = None if starts is None else starts[:, span.start : span.stop]
+    begins = None if within is None else within[:, ::QUERIES].tolist()
     # two segments that continue a third begin with it, so they would pass for one
-    ends = [] if starts is None or prefixes is not None else starts[:, QUERIES - 1 :: QUERIES].tolist()
+    ends = [] if within is None or prefixes is not None else within[:, QUERIES - 1 :: QUERIES].tolist()
     tiles = []
     past: dict[int, Tensor] = {}
     for first_row in range(0, row, rows):
         last_row = min(first_row + rows, row)
         place = range(first_row, last_row)
-        for index, first in enumerate(range(0, time, QUERIES)):
-            end = min(first + QUERIES, time)
+        for index, first in enumerate(range(span.start, span.stop, QUERIES)):
+            end = min(first + QUERIES, span.stop)
             begin = 0 if begins is None else min(begins[at][index] for at in place)
             if begins is None or (ends and all(_one_sequence(begins[at], ends[at], index, begin) for at in place)):
                 bias = past.get(end - first)
@@ -86,9 +112,10 @@ def tiles_of(
                 if prefixes is not None:
                     seen |= prefixes[first_row:last_row, first:end, None] == part[:, None, begin:end]
                 bias = _bias(seen & (torch.arange(first, end)[:, None] >= torch.arange(begin, end)))
-            parts = slice(first_row, last_row), slice(first, end), slice(begin, end)
+            place_held = first - span.start + offset
+            parts = slice(first_row, last_row), slice(place_held, place_held + end - first), slice(begin, end)
             tiles.append(Tile(*parts, bias[:, None, :, None]))
-    return tuple(tiles)
+    return tiles
 
 
 def _one_sequence(begins: list[int], ends: list[int], index: int, begin: int) -> bool:
@@ -104,10 +131,14 @@ def attend_in_tiles(
     qkv: Float[Tensor, "row time kv_head slot size"],
     rotations: Complex[Tensor, "row time 1 1 pair"],
     tiles: tuple[Tile, ...],
+    part: Part | None = None,
 ) -> Float[Tensor, "row time features"]:
-    """Rotary attention; the slots of a key/value head are its query heads, its key, its value."""
+    """Rotary attention; the slots of a key/value head are its query heads, its key, its value.
+
+    With a `part` this process's places have the queries, and the keys and values of all are gathered.
+    """
     query, key, value = _Turn.apply(qkv, rotations)
-    return attend_turned(query, key, value, tiles)
+    return attend_turned(query, key, value, tiles, part)
 
 
 def attend_turned(
@@ -115,8 +146,11 @@ def attend_turned(
     key: Float[Tensor, "row kv_head time size"],
     value: Float[Tensor, "row kv_head time size"],
     tiles: tuple[Tile, ...],
+    part: Part | None = None,
 ) -> Float[Tensor, "row time features"]:
     """The same of queries, divided by sqrt(size), and keys that are turned already."""
+    if part is not None:
+        key, value = part.whole(torch.stack((key, value)), axis=3)
     seen: Tensor = _TiledAttention.apply(query.contiguous(), key.contiguous(), value.contiguous(), tiles)
     return seen.flatten(2)
 

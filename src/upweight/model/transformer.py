@@ -25,6 +25,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from upweight.core.batches import PADDING
+from upweight.model import context
 from upweight.model.attention import Scope, attend, attend_cached, make_scope
 from upweight.model.cache import Cache, Window
 from upweight.model.config import ModelConfig
@@ -169,6 +170,13 @@ class Transformer(nn.Module):
             if positions is not None or segments is not None or prefixes is not None:
                 raise ValueError("a cache keeps the positions of its rows: give neither positions nor segments")
             return self._extend(tokens, cache, rows, counts)
+        held = None
+        if (share := context.current()) is not None:
+            held = context.Part(share, tokens.shape[1])
+            tokens = held.pad(tokens, 0)
+            positions = None if positions is None else held.pad(positions, 0)
+            segments = None if segments is None else held.pad(segments, PADDING)
+            prefixes = None if prefixes is None else held.pad(prefixes, PADDING)
         row, time = tokens.shape
         starts = None if segments is None else _starts(segments)
         if starts is not None and segments is not None and prefixes is not None:
@@ -178,11 +186,13 @@ class Transformer(nn.Module):
         if positions is None:
             places = torch.arange(time, device=tokens.device).expand(row, time)
             positions = places if starts is None else places - starts
+        if held is not None:
+            tokens, positions = held.take(tokens), held.take(positions)
         x = self.embedding(tokens)
         trained = torch.is_grad_enabled()
         compiled = self.compiled and trained
         rotations = self._rope.rotations(positions, time)
-        scope = make_scope(rotations, segments, starts, self.config.heads, compute_dtype(x), prefixes)
+        scope = make_scope(rotations, segments, starts, self.config.heads, compute_dtype(x), prefixes, held)
         again = round(self.recompute * len(self.layers)) if trained and not compiled else 0
         with _kept_share(1.0 - self.recompute) if compiled else contextlib.nullcontext():
             for index, layer in enumerate(self.layers):
@@ -190,7 +200,8 @@ class Transformer(nn.Module):
                     x = checkpoint(layer, x, scope, use_reentrant=False)
                 else:
                     x = layer(x, scope, compiled=compiled)
-        return self._normed(x)
+        hidden = self._normed(x)
+        return hidden if held is None else held.whole(hidden, axis=1)[:, : held.time].clone()  # FSDP wants no view
 
     def _extend(self, tokens: Tensor, cache: Cache, rows: Sequence[int] | None, counts: Sequence[int] | None) -> Tensor:
         with torch.no_grad():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from upweight.core.errors import UserError
 from upweight.core.records import Document
 from upweight.core.work import Estimate, Machine, Summary, Work
 from upweight.model.config import ModelConfig
@@ -134,6 +135,12 @@ def _start(config: Config, work: Work, tokenizer: Tokenizer, timeline: Timeline)
         source = work.inputs["init"] / "model"
         model, shape = load(source)
         tokenizer.check_fits(shape.vocab_size, str(source))
+        if Tokenizer.load(source).fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"the shards {work.inputs['shards']} were encoded with another tokenizer than that of the checkpoint "
+                f"{source}, to which their tokens would mean other texts: run the shard step again with "
+                f"tokenizer={str(source)!r}"
+            )
         return model
     model_config = ModelConfig(
         vocab_size=tokenizer.vocab_size,

@@ -2,11 +2,14 @@
 
 The policy is the model being trained: no copy, no reload. A step's problems and random streams are a function of the
 seed and of how far the run has come, so a killed run goes on with the rollouts that it would have made.
+
+Of several processes each samples and judges its share of a step's groups, then all know all of them, and each trains on
+its share. What is sampled for a problem does not depend on who samples it, so the step is the same up to rounding.
 """
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +32,7 @@ from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize.difficulty import Gate, Measured, measure
 from upweight.synthesize.rollouts import Group, Tools, gather
 from upweight.text.tokenizer import Tokenizer
+from upweight.train import parallel
 from upweight.train.batching import Loader
 from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.optimizer import OptimizerConfig
@@ -38,6 +42,8 @@ from upweight.train.watch import watched
 from upweight.verify import hacking
 from upweight.verify.compose import BudgetVerifier
 from upweight.verify.reward import RewardConfig, open_verifier
+
+ALL_PROCESSES = True
 
 CURVES = ("reward", "truncated_share", "mean_length", "repetition", "length_correlation", "judge")
 
@@ -167,7 +173,11 @@ class Parts:
 
 
 class OnPolicy(Loader):
-    """Batches of fresh rollouts by the policy itself. Its state is how far it has come, and a pool that changed."""
+    """Batches of fresh rollouts by the policy itself. Its state is how far it has come, and a pool that changed.
+
+    Args:
+        out: the directory of the first process, which writes there for all.
+    """
 
     def __init__(self, parts: Parts, config: Config, *, seed: int, monitor: Monitor, out: Path) -> None:
         self.parts, self.config = parts, config
@@ -181,6 +191,10 @@ class OnPolicy(Loader):
     @property
     def consumed(self) -> int:
         return self._step
+
+    @property
+    def reads_policy(self) -> bool:
+        return True
 
     def state(self) -> dict[str, Any]:
         changed = [problem.id for problem in self._pool] if self._refreshed else None
@@ -201,10 +215,11 @@ class OnPolicy(Loader):
         if part == 0:
             self._refresh(step)
             self._groups = self._sampled(step)
-            if parts > 1:
+            if parts > 1 and parallel.world().rank == 0:
                 self._keep(step)
         self._step += 1
-        some = self._groups[part::parts]
+        readers = parallel.readers()
+        some = self._groups[part::parts][readers.rank :: readers.size]
         return self.config.objective.batches(
             [item for group in some for item in self._items(group)],
             row_tokens=self.config.batch_tokens,
@@ -230,22 +245,35 @@ class OnPolicy(Loader):
         config, groups, sampled = self.config, list[Group](), list[Group]()
         for again in range(1 + config.resample_rounds):
             name = ("rollouts", step) if again == 0 else ("rollouts", step, again)
-            made = gather(
-                self.parts.sampler,
-                self.parts.tokenizer,
-                self.parts.verifier,
+            made = self._gathered(
                 self._problems(config.problems_a_step - len(groups)),
-                count=config.group,
-                limits=replace(config.limits, seed=seed_for(self.seed, *name)),
-                tools=self.parts.tools,
-                most_turns=config.tools.most_turns if config.tools else 1,
+                replace(config.limits, seed=seed_for(self.seed, *name)),
             )
             sampled += made
             groups += [group for group in made if not config.resample_rounds or any(self._advantages(group))]
             if len(groups) >= config.problems_a_step:
                 break
-        self._record(step, [group.rollout for group in sampled], len(groups))
+        if parallel.world().rank == 0:
+            self._record(step, [group.rollout for group in sampled], len(groups))
         return groups
+
+    def _gathered(self, problems: Sequence[Problem], limits: Limits) -> list[Group]:
+        """The judged groups of some problems, shared out over the processes."""
+        config, parts = self.config, self.parts
+        return parallel.shared_out(
+            problems,
+            lambda mine: gather(
+                parts.sampler,
+                parts.tokenizer,
+                parts.verifier,
+                mine,
+                count=config.group,
+                limits=limits,
+                tools=parts.tools,
+                most_turns=config.tools.most_turns if config.tools else 1,
+            ),
+            alike=_prompt,
+        )
 
     def _advantages(self, group: Group) -> list[float]:
         rollout, config = group.rollout, self.config
@@ -284,7 +312,11 @@ class OnPolicy(Loader):
             return
         limits = replace(self.config.limits, seed=seed_for(self.seed, "refresh", step))
         problems = (self.parts.measured if refresh.dropped else ()) or self.parts.problems
-        found = measure(problems, self.parts.sampler, self.parts.verifier, refresh.gate, limits)
+        found = parallel.shared_out(
+            problems,
+            lambda mine: measure(mine, self.parts.sampler, self.parts.verifier, refresh.gate, limits),
+            alike=_prompt,
+        )
         kept = [one.problem for one in found if one.dropped is None]
         self.monitor.record(
             refresh_step=step, kept=len(kept), measured=len(found), rate=fmean(one.rate for one in found)
@@ -336,6 +368,10 @@ class OnPolicy(Loader):
             write_jsonl(folder / f"step-{step + 1:05d}.jsonl", rollouts)
 
 
+def _prompt(problem: Problem) -> Hashable:
+    return problem.messages
+
+
 def run(config: Config, work: Work) -> Summary:
     """Train the input "model" on the input "problems" and write `model/`, the metrics and some rollouts."""
     source = work.inputs["model"] / "model"
@@ -348,7 +384,13 @@ def run(config: Config, work: Work) -> Summary:
             f"{work.inputs['problems']} holds no problem: the gate dropped all of them as too easy or too hard. "
             "Give it problems of other difficulty, or widen its bounds"
         )
+    if config.vllm is not None and parallel.world().size > 1:
+        raise UserError(
+            "vLLM takes the weights of one training process so far: leave vllm out, and each of the "
+            f"{parallel.world().size} processes samples its share, or start one"
+        )
     measured = _measured(work.inputs["problems"])
+    out = Path(parallel.told(str(work.out)))
     with ExitStack() as opened:
         verifier = opened.enter_context(open_verifier(config.reward, work.inputs, work.machine))
         if config.budget is not None:
@@ -363,7 +405,7 @@ def run(config: Config, work: Work) -> Summary:
         if config.judge is not None:
             inputs = work.inputs if "judge" not in work.inputs else {**work.inputs, "reward": work.inputs["judge"]}
             judge = opened.enter_context(open_verifier(config.judge, inputs, work.machine))
-        sampler: Sampler = LocalSampler(model, tokenizer, policy=work.out.name, dtype=config.sampler_dtype)
+        sampler: Sampler = LocalSampler(model, tokenizer, policy=out.name, dtype=config.sampler_dtype)
         if config.vllm is not None:
             log = work.out / "vllm.log"
             sampler = opened.enter_context(open_vllm(config.vllm, model, source, lambda: loader.consumed, log))
@@ -380,7 +422,7 @@ def run(config: Config, work: Work) -> Summary:
             config,
             seed=work.seed,
             monitor=work.monitor,
-            out=work.out,
+            out=out,
         )
         reports = train(
             model,

@@ -60,6 +60,12 @@ class Loader(ABC):
         return {}
 
     @property
+    def reads_policy(self) -> bool:
+        """Whether the next step is made with the policy's weights of that moment: where the policy is sharded, the
+        model that was handed to the trainer is given them before each step."""
+        return False
+
+    @property
     def vocab_size(self) -> int:
         """What all token ids lie below; 0 where the loader cannot tell. A model with fewer embeddings is refused."""
         return 0

@@ -12,7 +12,7 @@ from upweight.core.packing import best_fit, lay, strip
 from upweight.store.shards import Shards
 from upweight.train.batching import Batch, Loader, divided, even_parts
 from upweight.train.mixture import MixtureLoader
-from upweight.train.parallel import World, world
+from upweight.train.parallel import World, readers
 from upweight.train.shuffle import shuffled
 from upweight.train.timeline import Setting
 
@@ -118,7 +118,7 @@ class PackedLoader(Loader):
             )
         self.items, self.context, self.epochs, self.seed = items, context, epochs, seed
         self.batch_tokens, self.microbatch_tokens = batch_tokens, microbatch_tokens
-        self._world = place or world()
+        self._world = place or readers()
         self._state = StepCount()
         self._last: list[int] = []
         self._plan: tuple[int, list[list[int]]] = (-1, [])
@@ -214,7 +214,7 @@ class EpochLoader(Loader, Generic[Item]):
         seed: int,
         place: World | None = None,
     ) -> None:
-        self._world = place or world()
+        self._world = place or readers()
         self._parts = even_parts(len(items), max(1, items_a_step))
         if not items or epochs < 1 or items_a_step < 1 or min(self._parts) < self._world.size:
             raise UserError(

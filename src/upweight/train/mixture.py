@@ -29,7 +29,7 @@ from upweight.core.identity import seed_for
 from upweight.core.packing import Strip, best_fit, lay
 from upweight.store.shards import Shards
 from upweight.train.batching import Loader, divided
-from upweight.train.parallel import World, world
+from upweight.train.parallel import World, readers
 from upweight.train.shuffle import shuffled
 from upweight.train.timeline import Setting, Timeline
 
@@ -116,7 +116,7 @@ class MixtureLoader(Loader):
         self.pools, self.timeline, self.seed = pools, timeline, seed
         self.batch_tokens, self.microbatch_tokens = batch_tokens, microbatch_tokens
         self.whole_documents = whole_documents
-        self._world = place or world()
+        self._world = place or readers()
         self._state = MixtureState(streams={name: Stream() for name in pools})
         self._had: Counter[tuple[str, str]] = Counter()  # tokens by phase and pool, the sums of the accounts
         self._last: list[Piece] = []

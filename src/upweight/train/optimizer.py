@@ -10,16 +10,15 @@ together, in float32 on CPU and in bfloat16 on CUDA.
 Weight decay is decoupled and for matrices only: neither norms and biases nor embeddings decay.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from upweight.core.errors import UserError
-from upweight.train.parallel import gathered, laid_like
+from upweight.train.sharding import by_mesh, gathered, laid_like
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -67,7 +66,7 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
+                    by_shape.setdefault((parameter.shape[:-1].numel(), parameter.shape[-1]), []).append(parameter)
             for (rows, columns), members in by_shape.items():
                 together = max(1, ORTHOGONALISED_AT_ONCE // (rows * columns))
                 for start in range(0, len(members), together):
@@ -88,7 +87,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        return _orthogonalised_in(gathered(parameter.grad.lerp(momentum, group["momentum"])))
+        return _orthogonalised_in(gathered(parameter.grad.lerp(momentum, group["momentum"])).flatten(0, -2))
 
 
 def _orthogonalised_in(matrices: Tensor) -> Tensor:
@@ -117,28 +116,38 @@ class Optimizer:
         self.config = config
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         inner, edge, vectors = _split(model)
-        rest: list[dict[str, Any]] = [
-            {"params": edge, "weight_decay": 0.0, "scale": config.rest_scale},
-            {"params": vectors, "weight_decay": 0.0, "scale": config.rest_scale},
-        ]
+        self.names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        kinds = [(edge, 0.0, config.rest_scale), (vectors, 0.0, config.rest_scale)]
         self.optimizers: list[torch.optim.Optimizer] = []
         if config.kind == "muon" and inner:
             muon = Muon(inner, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
             muon.param_groups[0]["scale"] = 1.0
             self.optimizers.append(muon)
         elif inner:
-            rest.insert(0, {"params": inner, "weight_decay": config.weight_decay, "scale": 1.0})
-        kept = [group for group in rest if group["params"]]
+            kinds.insert(0, (inner, config.weight_decay, 1.0))
+        # a step takes the parameters of a group together, which those on different meshes cannot be
+        kept: list[dict[str, Any]] = [
+            {"params": members, "weight_decay": decay, "scale": scale}
+            for parameters, decay, scale in kinds
+            for members in by_mesh(parameters)
+        ]
         if kept:
             self.optimizers.append(torch.optim.AdamW(kept, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True))
 
     def divide(self, weight: float) -> float:
         """Divide all gradients by `weight`, clip them, and return their norm before clipping."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        torch._foreach_div_(gradients, weight)
-        norm = gathered(torch.nn.utils.get_total_norm(gradients))
+        together = by_mesh(parameter for parameter in self.parameters if parameter.grad is not None)
+        norms = []
+        for parameters in together:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            torch._foreach_div_(gradients, weight)
+            norms.append(gathered(torch.nn.utils.get_total_norm(gradients)))
+        norm = (
+            norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        )
         if self.config.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+            for parameters in together:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
         return float(norm)
 
     def step(self, lr: float) -> None:
@@ -154,26 +163,26 @@ class Optimizer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def state(self) -> list[dict[str, Any]]:
-        """All that a later run needs to go on, as whole tensors however the model is sharded."""
-        return [
-            {**state, "state": {index: _each(gathered, entry) for index, entry in state["state"].items()}}
-            for state in (optimizer.state_dict() for optimizer in self.optimizers)
-        ]
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What a later run needs to go on, by the name of its parameter; tensors as they lie over the processes."""
+        return {
+            self.names[parameter]: dict(optimizer.state[parameter])
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter in optimizer.state
+        }
 
-    def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from what `state` returned, in however many processes."""
-        for optimizer, saved in zip(self.optimizers, states, strict=True):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            entries = {
-                index: _each(partial(laid_like, reference=parameters[index]), entry)
-                for index, entry in saved["state"].items()
-            }
-            optimizer.load_state_dict({**saved, "state": entries})
-
-
-def _each(function: Callable[[Tensor], Tensor], entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: function(value) if isinstance(value, Tensor) else value for name, value in entry.items()}
+    def restore(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on from what `state` returned, its tensors whole, in however many processes."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    entry = states.get(self.names[parameter], {})
+                    optimizer.state[parameter] = {
+                        name: laid_like(value.to(parameter.device), parameter) if isinstance(value, Tensor) else value
+                        for name, value in entry.items()
+                    }
 
 
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -183,7 +192,8 @@ def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], li
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.ndim != 2 or 1 in parameter.shape:
+        # split over a tensor group, the halves of gate_up have an axis of their own
+        if not (parameter.ndim == 2 or name.endswith("gate_up.weight")) or 1 in parameter.shape:
             vectors.append(parameter)
         elif id(parameter) in embeddings or name.rpartition(".")[0].rpartition(".")[2] in ("head", "lm_head", "score"):
             edge.append(parameter)

@@ -26,8 +26,9 @@ from upweight.core.errors import UserError
 from upweight.core.identity import plain
 from upweight.core.protocols import Objective
 from upweight.core.work import Machine
+from upweight.model import context
 from upweight.model.transformer import Transformer
-from upweight.train import cpu, parallel
+from upweight.train import cpu, parallel, sharding
 from upweight.train.batching import Loader
 from upweight.train.checkpoint import CheckpointConfig, Checkpoints
 from upweight.train.optimizer import Optimizer, OptimizerConfig
@@ -96,7 +97,7 @@ def train(
     Args:
         policy: called by the objective. Its `set_rope_base`, where it has one, is called with each phase's RoPE base.
             Of several processes each holds all of it. Where the machine says "fsdp", a copy is sharded and trained, and
-            `policy` has the new weights when the last report has been taken; a policy that parallel.shard was applied
+            `policy` has the new weights when the last report has been taken; a policy that sharding.shard was applied
             to stays sharded.
         loader: makes the microbatches of each step; `loader.consumed` is the place on the timeline.
         optimizer: OptimizerConfig() where none is given.
@@ -125,30 +126,35 @@ def train(
     for part in policy.modules():
         if isinstance(part, Transformer):
             part.compiled, part.recompute = compiled, float(machine.recompute)
-    place, home = parallel.world(), policy
-    if place.size > 1 and machine.sharding == "fsdp" and not parallel.is_sharded(policy):
-        policy = parallel.shard(copy.deepcopy(home.to("cpu")).to(device))
-    sharded = parallel.is_sharded(policy)
-    if not sharded:
-        policy.to(device)
+    place, layout, home = parallel.world(), parallel.layout(), policy
+    _check_layout(machine, layout, policy)
+    fsdp, shapes = place.size > 1 and machine.sharding == "fsdp", _shapes(home)
+    if not sharding.is_sharded(policy):
+        if place.size > 1:
+            sharding.replicate(policy)
+        if fsdp or layout.tensor.size > 1:
+            policy = sharding.shard(copy.deepcopy(home.to("cpu")).to(device), fsdp=fsdp)
+        else:
+            policy.to(device)
+    together = sharding.gathers_weights(policy)
     _check_vocabulary(policy, loader)
     config = optimizer or OptimizerConfig()
     updater = Optimizer(policy, config)
     step = 0
     saved: Checkpoints | None = None
     if checkpoint is not None:
-        saved = Checkpoints(checkpoint, _identity(policy, objective, loader, timeline, config, dtype))
+        saved = Checkpoints(checkpoint, _identity(shapes, objective, loader, timeline, config, dtype))
         restored = saved.restore(policy, updater)
         if restored is not None:
             loader.restore(restored.loader)
             step = int(restored.counters["step"])
             _enter((policy, home), timeline.at(loader.consumed - 1))
-    if place.size > 1 and not sharded:
-        parallel.replicate(policy)
     while loader.consumed < timeline.tokens:
         started, began = time.perf_counter(), loader.consumed
         setting = timeline.at(began)
         _enter((policy, home), setting)
+        if loader.reads_policy and home is not policy:
+            sharding.restore_whole(policy, home.to(device))
         batches = loader.next(setting)
         most = parallel.most(len(batches)) if place.size > 1 else len(batches)
         if not most:
@@ -160,20 +166,20 @@ def train(
                 "steps larger, or start fewer processes"
             )
         sums = _Sums()
-        for index in range(most if sharded else len(batches)):
-            # sharded processes gather weights together: one that has run out takes part with a last batch that counts 0
+        for index in range(most if together else len(batches)):
+            # with FSDP all gather weights together: one that has run out takes part with a last batch that counts 0
             read = batches[min(index, len(batches) - 1)]
             batch = read.to(device)
-            with _precision(device, dtype):
+            with _precision(device, dtype), context.shared(layout.share):
                 loss = objective(policy, batch)
             spare = index >= len(batches)
             if loss.total.requires_grad:
-                (loss.total * 0 if spare else loss.total).backward()
+                (loss.total * (0 if spare else 1 / layout.context.size)).backward()
             if not spare:
                 sums.add(loss, read.token_count)  # counted on the host: the device is not waited for
-        if place.size > 1 and not sharded:
-            parallel.sum_gradients(policy)
-        total = sums.over_processes(place)
+        if place.size > 1:
+            sharding.sum_gradients(policy)
+        total = sums.over_processes(layout)
         norm = 0.0
         if total.weight > 0:
             norm = updater.divide(total.weight)
@@ -201,8 +207,10 @@ def train(
         )
         if saved is not None and (step % saved.config.every_steps == 0 or loader.consumed >= timeline.tokens):
             saved.write(policy, updater, loader=loader.state(), counters={"step": step})
+    if saved is not None:
+        saved.finish()
     if home is not policy:
-        parallel.restore_whole(policy, home.to(device))
+        sharding.restore_whole(policy, home.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,13 +238,15 @@ class _Sums:
             peak = value.detach().double()
             self.maxima[name] = torch.maximum(self.maxima[name], peak) if name in self.maxima else peak
 
-    def over_processes(self, place: parallel.World) -> _Total:
+    def over_processes(self, layout: parallel.Layout) -> _Total:
+        """Over those that read other rows; what shares out rows or matrices with this process has the same sums."""
         names, peaks = sorted(self.values), sorted(self.maxima)
         some = self.values[""]
         sums = torch.stack([*(self.values[name] for name in names), some.new_tensor((self.tokens, 0))])
         highest = torch.stack([self.maxima[name] for name in peaks]) if peaks else some.new_empty(0)
-        if place.size > 1:
-            sums, highest = parallel.reduced(sums, "sum"), parallel.reduced(highest, "max")
+        if layout.data.size > 1:
+            sums = parallel.reduced(sums, "sum", layout.data_group)
+            highest = parallel.reduced(highest, "max", layout.data_group)
         *pairs, (tokens, _) = sums.tolist()
         by_name = {name: (a / b if b else math.nan, b) for name, (a, b) in zip(names, pairs, strict=True)}
         loss, weight = by_name.pop("")
@@ -286,8 +296,24 @@ def _precision(device: torch.device, dtype: str) -> contextlib.AbstractContextMa
     raise UserError(f"dtype is {dtype!r}: expected 'float32' or 'bfloat16'")
 
 
+def _shapes(policy: nn.Module) -> dict[str, list[int]]:
+    return {name: list(parameter.shape) for name, parameter in policy.named_parameters()}
+
+
+def _check_layout(machine: Machine, layout: parallel.Layout, policy: nn.Module) -> None:
+    """Raises UserError where the processes are not laid out as the machine says, or the policy cannot be."""
+    if (machine.tensor, machine.context) != (layout.tensor.size, layout.context.size):
+        raise UserError(
+            f"the machine asks for tensor {machine.tensor} and context {machine.context}, but the processes are laid "
+            f"out for {layout.tensor.size} and {layout.context.size}: start them with torchrun, and train within "
+            "parallel.joined(machine)"
+        )
+    if layout.context.size > 1 and not any(isinstance(part, Transformer) for part in policy.modules()):
+        raise UserError("context parallelism is for models of the Llama family: use --sharding fsdp for others")
+
+
 def _identity(
-    policy: nn.Module,
+    shapes: Mapping[str, list[int]],
     objective: Objective,
     loader: Loader,
     timeline: Timeline,
@@ -297,7 +323,7 @@ def _identity(
     """What must be the same for a checkpoint to belong to this run."""
     settings = getattr(objective, "identity", None)
     return {
-        "parameters": {name: list(parameter.shape) for name, parameter in policy.named_parameters()},
+        "parameters": shapes,
         "objective": [type(objective).__name__, settings() if settings else _plain_fields(objective)],
         "loader": [type(loader).__name__, plain(loader.identity())],
         "timeline": plain(timeline),

@@ -71,6 +71,16 @@ def test_a_checkpoint_of_too_few_embeddings_is_refused(tmp_path: Path) -> None:
         pretrain.run(CONFIG, work(tmp_path / "base", inputs))
 
 
+def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    inputs = {"shards": shards(tmp_path / "shards"), "init": checkpoint(tmp_path / "base")}
+    # as many tokens, but others
+    other = Tokenizer.train(["no other words, at all times: 9 8 7; under the moon lie lakes\n"] * 20, 290)
+    assert other.vocab_size == Tokenizer.load(tmp_path / "base" / "model").vocab_size
+    other.save(tmp_path / "base" / "model")
+    with pytest.raises(UserError, match=r"another tokenizer than that of the checkpoint .*base/model"):
+        pretrain.run(CONFIG, work(tmp_path / "on", inputs))
+
+
 def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     directory = shards(tmp_path / "shards")
     Tokenizer.train(["what is it? the tool says so"] * 9, 280).save(directory / "tokenizer")

@@ -273,5 +273,5 @@ def test_the_machine_says_whether_layers_are_compiled_and_what_they_keep() -> No
 
 def test_processes_take_devices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="say --device cuda, not cuda:1"), parallel.joined("cuda:1"):
+    with pytest.raises(UserError, match="say --device cuda, not cuda:1"), parallel.joined(Machine("cuda:1")):
         pass
