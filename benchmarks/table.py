@@ -34,15 +34,22 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-def put(rows: Sequence[Row], file: Path) -> None:
-    """Put the rows into the table of `file`, at its end where they are new."""
+def put(rows: Sequence[Row], file: Path, below: str = "") -> None:
+    """Put the rows into the table of `file`, at its end where they are new.
+
+    Args:
+        below: the heading below which the table stands; "" takes the first table.
+    """
     lines = file.read_text().splitlines()
-    if HEAD not in lines:
+    if below and below not in lines:
+        lines += ["", below, "", HEAD, RULE]
+    start = lines.index(below) if below else 0
+    if HEAD not in lines[start:]:
         lines += ["", HEAD, RULE]
     for row in rows:
         line = row.line()
         key = line.split("|")[1:3]
-        first = lines.index(HEAD) + 2
+        first = lines.index(HEAD, start) + 2
         end = first
         while end < len(lines) and lines[end].startswith("|"):
             end += 1

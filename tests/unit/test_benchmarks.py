@@ -56,6 +56,20 @@ def test_the_table_replaces_what_was_measured_again(tmp_path: Path) -> None:
     ]
 
 
+def test_a_table_may_stand_below_a_heading_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "benchmarks.md"
+    file.write_text("# Benchmarks\n")
+    row = Row("work", "a", "2 against 1", Ratio(2.0, 2.0, 2.0), "command", "machine", "float32")
+    put([row], file)
+    put([row], file, below="## Other")
+    put([row], file, below="## Other")
+    lines = file.read_text().splitlines()
+    assert lines.count(row.line()) == 2
+    assert (
+        lines.index(HEAD, lines.index("## Other")) < len(lines) - 1 == lines.index(row.line(), lines.index("## Other"))
+    )
+
+
 def test_shapes_and_samples_are_what_the_table_says() -> None:
     assert round(SHAPES["5.5M"].parameter_count() / 1e6, 1) == 5.5
     assert round(SHAPES["21M"].parameter_count() / 1e6) == 21
