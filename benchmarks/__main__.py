@@ -12,11 +12,12 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import ours, peak, peers
 from benchmarks.contest import Contender, Turn, contest, ratio
 from benchmarks.table import Row, machine, put
-from benchmarks.work import CONTEXT, LONGEST, ROWS, SHAPES, SHORTEST, Work
+from benchmarks.work import CONTEXT, LONG_MEMBER, LONGEST, PROMPTS, RESPONSES, ROWS, SHAPES, SHORTEST, Work
 
 PRETRAIN: Mapping[str, Contender] = {
     "upweight": ours.pretrain,
@@ -40,10 +41,49 @@ SFT_135M: Mapping[str, Contender] = {
 }
 
 
+DPD: Mapping[str, Contender] = {
+    "upweight": ours.dpd,
+    "TRL DPOTrainer, which is DPO alone": peers.trl_dpo,
+    "upweight, teacher stored": ours.dpd_cached,
+}
+DPD_LARGE: Mapping[str, Contender] = {"upweight": ours.dpd_large_cached, "upweight, teacher live": ours.dpd_large}
+DPO: Mapping[str, Contender] = {"upweight": ours.dpo, "TRL DPOTrainer": peers.trl_dpo}
+TOKEN_KL: Mapping[str, Contender] = {"upweight": ours.token_kl, "TRL GKDTrainer, off-policy": peers.trl_gkd}
+DPO_135M: Mapping[str, Contender] = {
+    "upweight": ours.dpo_long,
+    "TRL DPOTrainer": peers.trl_dpo_long,
+    "TRL DPOTrainer, reference precomputed": peers.trl_dpo_long_precomputed,
+}
+
+
+class Contest(NamedTuple):
+    """The work in words, the shape of the new model (none for SmolLM2-135M), what is counted, and who takes part."""
+
+    work: str
+    size: str
+    unit: str
+    contenders: Mapping[str, Contender]
+
+
+SFT_LENGTHS = f"samples of {SHORTEST}-{LONGEST}, useful tokens"
+PAIR_LENGTHS = f"prompts of {PROMPTS[0]}-{PROMPTS[1]}, responses of {RESPONSES[0]}-{RESPONSES[1]}"
+CONTESTS: Mapping[str, Contest] = {
+    "pretrain": Contest(f"pretraining 5.5M Llama, {ROWS} x {CONTEXT}", "5.5M", "tokens", PRETRAIN),
+    "pretrain-21m": Contest(f"pretraining 21M Llama, {ROWS} x {CONTEXT}", "21M", "tokens", PRETRAIN),
+    "sft": Contest(f"SFT 5.5M Llama, {SFT_LENGTHS}", "5.5M", "tokens", SFT),
+    "sft-135m": Contest(f"SFT SmolLM2-135M, {SFT_LENGTHS}", "", "tokens", SFT_135M),
+    "dpd": Contest(f"DPD, three terms, 5.5M policy and teacher, 8 pairs, {PAIR_LENGTHS}", "5.5M", "pairs", DPD),
+    "dpd-stored": Contest(f"DPD, 5.5M policy, stored 21M teacher, 8 pairs, {PAIR_LENGTHS}", "5.5M", "pairs", DPD_LARGE),
+    "dpo": Contest(f"DPO alone, 5.5M policy, 8 pairs, {PAIR_LENGTHS}", "5.5M", "pairs", DPO),
+    "kl": Contest(f"token KL, 5.5M policy, 21M teacher, 8 samples, {PAIR_LENGTHS}", "5.5M", "samples", TOKEN_KL),
+    "dpo-135m": Contest(f"DPO alone, SmolLM2-135M, 1 pair, 2 x {LONG_MEMBER} tokens", "", "pairs", DPO_135M),
+}
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("contests", nargs="+", choices=["pretrain", "pretrain-21m", "sft", "sft-135m"])
+    parser.add_argument("contests", nargs="+", choices=list(CONTESTS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of one turn")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the first turn")
@@ -60,17 +100,13 @@ def main() -> None:
 
 
 def _rows(name: str, chosen: argparse.Namespace) -> list[Row]:
-    size = {"pretrain": "5.5M", "pretrain-21m": "21M", "sft": "5.5M"}.get(name, "")
-    if name == "sft-135m" and not chosen.model:
-        sys.exit("sft-135m needs --model DIR, a directory of SmolLM2-135M in Hugging Face format")
-    contenders = dict({"sft": SFT, "sft-135m": SFT_135M}.get(name, PRETRAIN))
+    said = CONTESTS[name]
+    if not said.size and not chosen.model:
+        sys.exit(f"{name} needs --model DIR, a directory of SmolLM2-135M in Hugging Face format")
+    contenders = dict(said.contenders)
     if name.startswith("pretrain"):
         contenders["matrix product"] = peak.matmul
-        work = Work(f"pretraining {size} Llama, {ROWS} x {CONTEXT}", SHAPES[size])
-    elif size:
-        work = Work(f"SFT {size} Llama, samples of {SHORTEST}-{LONGEST}, useful tokens", SHAPES[size])
-    else:
-        work = Work(f"SFT SmolLM2-135M, samples of {SHORTEST}-{LONGEST}, useful tokens", model=chosen.model)
+    work = Work(said.work, SHAPES[said.size]) if said.size else Work(said.work, model=chosen.model)
     kept = {key: value for key, value in contenders.items() if key == "upweight" or chosen.only in key}
     turns = contest(kept, work, rounds=chosen.rounds, steps=chosen.steps, warmup=chosen.warmup)
     command = f"python -m benchmarks {name} --rounds {chosen.rounds} --steps {chosen.steps}"
@@ -82,10 +118,18 @@ def _rows(name: str, chosen: argparse.Namespace) -> list[Row]:
             assert work.shape is not None
             flops = 3 * work.shape.flops_per_token(CONTEXT)
             share = ratio([turn.speed * flops for turn in mine], [turn.speed for turn in taken])
-            made.append(row(peer="share of the bf16 matrix product", figures=_figures(mine, taken, flops), ratio=share))
+            made.append(
+                row(
+                    peer="share of the bf16 matrix product",
+                    figures=_figures(mine, taken, said.unit, flops),
+                    ratio=share,
+                )
+            )
             continue
-        made.append(row(peer=peer, figures=_figures(mine, taken), ratio=ratio(_speeds(mine), _speeds(taken))))
-        if name == "sft-135m":
+        made.append(
+            row(peer=peer, figures=_figures(mine, taken, said.unit), ratio=ratio(_speeds(mine), _speeds(taken)))
+        )
+        if not said.size:
             peaks = ratio([mine[-1].peak_bytes], [taken[-1].peak_bytes])
             figures = f"{mine[-1].peak_bytes / 1e9:.2f} GB against {taken[-1].peak_bytes / 1e9:.2f} GB"
             made.append(row(peer=f"{peer}: peak memory", figures=figures, ratio=peaks))
@@ -96,11 +140,12 @@ def _speeds(turns: list[Turn]) -> list[float]:
     return [turn.speed for turn in turns]
 
 
-def _figures(mine: list[Turn], theirs: list[Turn], flops: float = 0.0) -> str:
+def _figures(mine: list[Turn], theirs: list[Turn], unit: str, flops: float = 0.0) -> str:
     a, b = (sorted(_speeds(turns))[len(turns) // 2] for turns in (mine, theirs))
     if flops:
         return f"{a * flops / 1e9:,.0f} of {b / 1e9:,.0f} GFLOP a CPU-second"
-    return f"{a:,.0f} against {b:,.0f} tokens a CPU-second"
+    digits = 0 if min(a, b) >= 100 else 2
+    return f"{a:,.{digits}f} against {b:,.{digits}f} {unit} a CPU-second"
 
 
 if __name__ == "__main__":

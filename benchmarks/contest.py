@@ -120,7 +120,7 @@ def contest(
                 turn = _heard(name, seat)
                 assert turn is not None
                 turns[name].append(turn)
-                print(f"{work.name}: round {index + 1}, {name}: {turn.speed:,.0f} a CPU-second", file=sys.stderr)
+                print(f"{work.name}: round {index + 1}, {name}: {turn.speed:,.2f} a CPU-second", file=sys.stderr)
         for seat in seats.values():
             seat.connection.send(False)
     finally:

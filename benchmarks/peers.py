@@ -6,6 +6,7 @@ They are left at their defaults but for what the work says (rows, context, optim
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -21,7 +22,21 @@ from transformers import (
 )
 
 from benchmarks.contest import Turns
-from benchmarks.work import BLOCKS, CONTEXT, LEARNING_RATE, ROWS, SAMPLES, Work, blocks, samples
+from benchmarks.work import (
+    BLOCKS,
+    CONTEXT,
+    LEARNING_RATE,
+    LONG_MEMBER,
+    PAIRS,
+    PAIRS_A_STEP,
+    ROWS,
+    SAMPLES,
+    TEACHER,
+    Work,
+    blocks,
+    preferences,
+    samples,
+)
 
 SAMPLES_A_STEP = 8
 """Fine-tuning samples of one step where they are padded: the default batch size of transformers' Trainer."""
@@ -77,6 +92,75 @@ def trl_packing(turns: Turns, work: Work) -> None:
 def trl_packing_checkpointed(turns: Turns, work: Work) -> None:
     """The same with TRL's default of activation checkpointing, which saves memory."""
     _trl(turns, work, per_device_train_batch_size=ROWS, packing=True)
+
+
+def trl_dpo(turns: Turns, work: Work) -> None:
+    """TRL's DPOTrainer: the reference runs beside the policy, as it comes."""
+    _dpo(turns, work, preferences(work.vocab_size, PAIRS), PAIRS_A_STEP, gradient_checkpointing=False)
+
+
+def trl_dpo_long(turns: Turns, work: Work) -> None:
+    """One pair of long members a step, with TRL's default of activation checkpointing."""
+    _dpo(turns, work, preferences(work.vocab_size, 8, LONG_MEMBER), 1, max_length=LONG_MEMBER)
+
+
+def trl_dpo_long_precomputed(turns: Turns, work: Work) -> None:
+    """The same with the reference precomputed, which spares its weights."""
+    pairs = preferences(work.vocab_size, 8, LONG_MEMBER)
+    _dpo(turns, work, pairs, 1, max_length=LONG_MEMBER, precompute_ref_log_probs=True)
+
+
+def trl_gkd(turns: Turns, work: Work) -> None:
+    """TRL's GKDTrainer on given responses (lmbda=0), forward KL (beta=0), from a teacher of 21M."""
+    # imported here because TRL is needed for these rows alone
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    rows = [
+        {"input_ids": prompt + chosen, "labels": [-100] * len(prompt) + chosen}
+        for prompt, chosen, _ in preferences(work.vocab_size, PAIRS)
+    ]
+
+    def collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        longest = max(len(row["input_ids"]) for row in features)
+        padded = [(row, longest - len(row["input_ids"])) for row in features]
+        return {
+            "input_ids": torch.tensor([row["input_ids"] + [0] * left for row, left in padded]),
+            "labels": torch.tensor([row["labels"] + [-100] * left for row, left in padded]),
+            "attention_mask": torch.tensor([[1] * (longest - left) + [0] * left for _, left in padded]),
+        }
+
+    with tempfile.TemporaryDirectory() as directory:
+        settings = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "gradient_checkpointing": False, "max_length": None}
+        arguments = GKDConfig(directory, per_device_train_batch_size=PAIRS_A_STEP, **_quiet(), **settings)
+        trainer = GKDTrainer(
+            _model(work),
+            _model(replace(work, shape=TEACHER)),
+            arguments,
+            data_collator=collate,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=_tokenizer(work),
+        )
+        trainer.add_callback(_Held(turns, lambda: PAIRS_A_STEP))
+        trainer.train()
+
+
+def _dpo(turns: Turns, work: Work, pairs: Sequence[Any], a_step: int, **settings: Any) -> None:
+    # imported here because TRL is needed for these rows alone
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    def words(tokens: Sequence[int]) -> str:
+        return "".join(f"<{token}> " for token in tokens)
+
+    rows = [{"prompt": words(a), "chosen": words(b), "rejected": words(c)} for a, b, c in pairs]
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = DPOConfig(directory, per_device_train_batch_size=a_step, **_quiet(), **settings)
+        trainer = DPOTrainer(
+            _model(work), None, arguments, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer(work)
+        )
+        trainer.add_callback(_Held(turns, lambda: a_step))
+        trainer.train()
 
 
 def _model(work: Work) -> nn.Module:
@@ -182,9 +266,10 @@ def _trl(turns: Turns, work: Work, **settings: Any) -> None:
 def _tokenizer(work: Work) -> Any:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
     words = {f"<{index}>": index for index in range(work.vocab_size)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<0>")), pad_token="<0>", eos_token="<0>", unk_token="<0>"
-    )
+    backend = Tokenizer(WordLevel(words, unk_token="<0>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<0>", eos_token="<0>", unk_token="<0>")

@@ -4,7 +4,7 @@ import json
 import re
 import sysconfig
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -60,6 +60,22 @@ PROMPT_SHARE = 1 / 3
 """The part of a fine-tuning sample that is read and not trained."""
 
 
+PAIRS_A_STEP = 8
+"""Preference pairs of one optimizer step."""
+
+PAIRS = 256
+"""Preference pairs; a contest that takes more steps reads them again."""
+
+PROMPTS, RESPONSES = (32, 96), (64, 192)
+"""Tokens of a pair's prompt and of each of its responses, drawn evenly."""
+
+LONG_MEMBER = 1024
+"""Tokens of each member of a long pair."""
+
+TEACHER = replace(SHAPES["21M"], vocab_size=SHAPES["5.5M"].vocab_size)
+"""A larger teacher of the small policy's vocabulary."""
+
+
 def corpus(vocab_size: int, tokens: int) -> list[int]:
     """The source text of Python's standard library, each word or sign hashed to a token id from 1."""
     ids: list[int] = []
@@ -88,4 +104,29 @@ def samples(vocab_size: int, count: int) -> list[tuple[list[int], list[bool]]]:
         prompt = max(1, round(length * PROMPT_SHARE))
         made.append((ids[start : start + length], [False] * prompt + [True] * (length - prompt)))
         start += length
+    return made
+
+
+def preferences(vocab_size: int, count: int, length: int = 0) -> list[tuple[list[int], list[int], list[int]]]:
+    """Preference pairs of real text: prompt, chosen and rejected response.
+
+    Args:
+        length: prompt and response together have exactly so many tokens; 0 draws the lengths.
+    """
+    draw = Random(1)
+    sizes = []
+    for _ in range(count):
+        prompt = draw.randint(*PROMPTS)
+        responses = (
+            (length - prompt, length - prompt) if length else (draw.randint(*RESPONSES), draw.randint(*RESPONSES))
+        )
+        sizes.append((prompt, *responses))
+    ids = corpus(vocab_size, sum(map(sum, sizes)))
+    made, start = [], 0
+    for size in sizes:
+        parts = []
+        for part in size:
+            parts.append(ids[start : start + part])
+            start += part
+        made.append((parts[0], parts[1], parts[2]))
     return made

@@ -31,6 +31,8 @@ class Choice:
     """Size of the run: 1 is the recipe as published, 0.1 a tenth of its tokens. Default: the recipe's own."""
     seed: int | None = None
     """Seed of the whole run. Default: the recipe's own."""
+    model: str | None = None
+    """Checkpoint that the recipe starts from, a directory or a hub name, where it takes one (smollm2)."""
     root: Path = Path("runs")
     """Artifacts are kept in ROOT/RECIPE/STEP."""
 
@@ -207,6 +209,88 @@ def ablate(
 
 
 @app.command
+def distill(
+    student: Positional[str],
+    pairs: Path,
+    hardware: OmitArgPrefixes[Hardware],
+    teacher: str | None = None,
+    out: Path = Path("distilled"),
+    cached: int = 0,
+    endpoint: str | None = None,
+    align: bool = False,
+    sequence: float = 1.0,
+    positive: float | None = None,
+    negative: float | None = None,
+    beta: float = 0.1,
+    direction: Literal["forward", "reverse", "jensen_shannon"] = "forward",
+    temperature: float = 1.0,
+    normalise: Literal["token", "sequence"] = "token",
+    epochs: int = 1,
+    pairs_a_step: int = 32,
+    pairs_a_batch: int = 4,
+    learning_rate: float = 5e-6,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    seed: int = 0,
+) -> None:
+    """Distil a teacher into a student on your own preference pairs: DPD, or DPO alone without a teacher.
+
+    L = sequence * DPO + positive * KL on the chosen responses + negative * KL on the rejected ones. A weight of 0
+    leaves its term out, so that 1/0/0 is DPO, 0/1/0 distillation on the chosen and 0/0/1 on the rejected responses. The
+    reference is the student as it is now. A killed run goes on with the same command; the checkpoint is in
+    OUT/dpd/distilled/model.
+
+    Args:
+        student: A checkpoint directory, or a name on the hub.
+        pairs: A file of pairs, one JSON object a line: {"prompt": ..., "chosen": ..., "rejected": ...}, each a text or
+            a list of messages.
+        teacher: A checkpoint directory, or a name on the hub; with --endpoint the name it has
+            there.
+        out: Where the artifacts are kept.
+        cached: Ask the teacher once, before training, and keep this many tokens of each of its distributions (32 are
+            136 to 200 bytes a token); 0 runs it beside the student.
+        endpoint: Ask the teacher at this address (vLLM's, up to and with /v1) for its prompt_logprobs; sets --cached
+            20.
+        align: Accept a teacher of another tokenizer, and compare where the tokens of both coincide; sets --cached 32.
+        sequence: Weight of the DPO term.
+        positive: Weight of the KL term on chosen responses. Default: 1 with a teacher, 0 without.
+        negative: Weight of the KL term on rejected responses. Default: 1 with a teacher, 0 without.
+        beta: How strongly DPO's margin over the reference counts.
+        direction: Of the KL terms; forward is KL(teacher || student).
+        temperature: Both models' logits are divided by it in the KL terms.
+        normalise: token averages the KL terms over a response's tokens, sequence sums them.
+        epochs: Passes over the pairs.
+        pairs_a_step: Pairs of one optimizer step.
+        pairs_a_batch: Pairs of one forward pass; the result does not depend on it.
+        learning_rate: Highest of the schedule (AdamW, linear warmup, linear decay to a tenth).
+        dtype: Of the matrix products.
+        seed: Of the order of the pairs.
+    """
+    from upweight.app.distilling import Wanted, distilling
+    from upweight.app.runner import run as run_recipe
+    from upweight.train.parallel import joined
+
+    wanted = Wanted(student, str(pairs), teacher, cached, endpoint, align)
+    settings = {
+        "sequence": sequence,
+        "positive": float(teacher is not None) if positive is None else positive,
+        "negative": float(teacher is not None) if negative is None else negative,
+        "beta": beta,
+        "direction": direction,
+        "temperature": temperature,
+        "normalise": normalise,
+        "epochs": epochs,
+        "pairs_a_step": pairs_a_step,
+        "pairs_a_batch": pairs_a_batch,
+        "learning_rate": learning_rate,
+        "dtype": dtype,
+    }
+    machine = _machine(hardware)
+    with joined(machine.device):
+        run_recipe(distilling(wanted, settings, seed), out, machine=machine)
+    print(f"the checkpoint is in {out / 'dpd' / 'distilled' / 'model'}")
+
+
+@app.command
 def chat(
     model: Positional[str],
     hardware: OmitArgPrefixes[Hardware],
@@ -365,7 +449,7 @@ def score(texts: Positional[tuple[Path, ...]], weights: Path | None = None) -> N
 def _found(choice: Choice):  # type: ignore[no-untyped-def]  # Recipe: its module loads lazily
     from upweight.app.find import find_recipe
 
-    return find_recipe(choice.recipe, {"scale": choice.scale, "seed": choice.seed})
+    return find_recipe(choice.recipe, {"scale": choice.scale, "seed": choice.seed, "model": choice.model})
 
 
 def _machine(hardware: Hardware):  # type: ignore[no-untyped-def]  # Machine: its module loads lazily

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.contest import Ratio, Turn, Turns, ratio
 from benchmarks.table import HEAD, Row, put
-from benchmarks.work import LONGEST, SHAPES, SHORTEST, samples
+from benchmarks.work import LONGEST, PROMPTS, RESPONSES, SHAPES, SHORTEST, preferences, samples
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -78,3 +78,12 @@ def test_shapes_and_samples_are_what_the_table_says() -> None:
     assert max(lengths) <= LONGEST
     tokens, trained = samples(4096, 1)[0]
     assert sum(trained) == len(tokens) - round(len(tokens) / 3)
+
+
+def test_pairs_are_what_the_table_says() -> None:
+    for prompt, chosen, rejected in preferences(4096, 30):
+        assert PROMPTS[0] <= len(prompt) <= PROMPTS[1]
+        assert all(RESPONSES[0] <= len(response) <= RESPONSES[1] for response in (chosen, rejected))
+        assert chosen != rejected
+    for prompt, chosen, rejected in preferences(4096, 3, length=300):
+        assert len(prompt) + len(chosen) == len(prompt) + len(rejected) == 300

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from upweight.model.precision import widened
+
 
 def by_hand(x: Tensor) -> bool:
     """Whether the hand-written gradients are the fastest: on a CPU, outside the compiler."""
@@ -19,7 +21,7 @@ def by_hand(x: Tensor) -> bool:
 
 
 class RmsNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + epsilon), over the last axis, in float32 whatever the dtype of x."""
+    """y = weight * x / sqrt(mean(x^2) + epsilon), over the last axis, in float32 or wider."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -28,7 +30,8 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
         if not by_hand(x) or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
-            wide: Tensor = functional.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.epsilon)
+            wide: Tensor = widened(x)
+            wide = functional.rms_norm(wide, (x.shape[-1],), self.weight.to(wide.dtype), self.epsilon)
             return wide.to(x.dtype)
         if not torch.is_grad_enabled():
             return _normed(x, _inverse_size(x, self.epsilon), self.weight)

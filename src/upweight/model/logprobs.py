@@ -2,9 +2,9 @@
 
     log p(target) = z_target - log sum_v exp z_v,     z = unembedding hidden / temperature
 
-A row x time x vocab tensor is never held. Where all positions fit one chunk, it is kept for the gradient; otherwise the
-backward pass computes each chunk's logits again. Both ways do the same arithmetic on the same chunks, so they give the
-same bits. On CUDA a chunk is larger, and what lies between its matrix products is one compiled kernel each way.
+A row x time x vocab tensor is never held. Where all logits together are few, they are kept for the gradient; otherwise
+the backward pass computes each chunk's logits again. Both ways do the same arithmetic on the same chunks, so they give
+the same bits. On CUDA a chunk is larger, and what lies between its matrix products is one compiled kernel each way.
 
 `truncate` is the one definition of top-k, top-p and min-p: the sampler draws from what it leaves, and the trainer takes
 log-probabilities under what it leaves.
@@ -22,9 +22,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from upweight.model import context
+from upweight.model.precision import wide_dtype
 
 CHUNK_LOGITS = 1 << 23
 """Logits held at once on a CPU (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
+
+KEPT_LOGITS = 1 << 25
+"""Logits kept for the gradient on a CPU (128 MB in fp32), where it saves the products of the backward pass."""
 
 ROWS_ADDED = 1 << 13
 """Rows of a gradient to which a bf16 product is added at once on a CPU, which makes an fp32 copy of the product."""
@@ -167,9 +171,10 @@ class _TokenScores(torch.autograd.Function):
         ctx: Any, hidden: Tensor, unembedding: Tensor, targets: Tensor, settings: _Settings
     ) -> tuple[Tensor, Tensor]:
         count = len(hidden)
-        logprobs = hidden.new_empty(count, dtype=torch.float32)
+        logprobs = hidden.new_empty(count, dtype=wide_dtype(settings.dtype))
         normaliser = torch.empty_like(logprobs)
-        kept = None
+        keeps = any(ctx.needs_input_grad) and keeps_logits(hidden, len(unembedding), settings.chunk)
+        kept: list[Tensor] = []
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = unembedding.to(settings.dtype)
             for start in range(0, count, settings.chunk):
@@ -177,14 +182,13 @@ class _TokenScores(torch.autograd.Function):
                 if _fuses(hidden, settings):
                     logits = functional.linear(hidden[part].to(settings.dtype), matrix)
                     logprobs[part], normaliser[part] = _fused_scores()(logits, targets[part], settings.temperature)
-                    kept = logits if count <= settings.chunk and any(ctx.needs_input_grad) else None
+                    kept += [logits] if keeps else []
                     continue
                 logits = _logits(hidden[part], matrix, targets[part], settings)
                 chosen = logits.gather(1, targets[part, None])[:, 0]
                 probabilities, normaliser[part] = _softmax(logits)
                 logprobs[part] = chosen - normaliser[part]
-                if count <= settings.chunk and any(ctx.needs_input_grad):
-                    kept = probabilities
+                kept += [probabilities] if keeps else []
         ctx.save_for_backward(hidden, unembedding, targets, normaliser)
         ctx.kept, ctx.settings = kept, settings
         return logprobs, normaliser
@@ -197,24 +201,30 @@ class _TokenScores(torch.autograd.Function):
         matrix = unembedding.to(settings.dtype)
         hidden_gradient = torch.empty_like(hidden)
         gradient = torch.zeros_like(unembedding)
+        waiting: list[Tensor] = ctx.kept[::-1]
+        ctx.kept = []
         for start in range(0, len(hidden), settings.chunk):
             part = slice(start, min(start + settings.chunk, len(hidden)))
-            kept, ctx.kept = ctx.kept, None
+            kept = waiting.pop() if waiting else None  # let go of as soon as it was used
             if _fuses(hidden, settings):
                 logits = functional.linear(hidden[part].to(settings.dtype), matrix) if kept is None else kept
                 weights = (normaliser[part], by_logprob[part], by_normaliser[part])
                 by_logit = _fused_gradient()(logits, targets[part], *weights, settings.temperature)
-                kept = logits = None
+                del kept, logits
             else:
-                by_logit = kept
-                if kept is None:
-                    by_logit, _ = _softmax(_logits(hidden[part], matrix, targets[part], settings))
+                by_logit = _softmax(_logits(hidden[part], matrix, targets[part], settings))[0] if kept is None else kept
+                del kept
                 by_logit.mul_((by_normaliser[part] - by_logprob[part])[:, None])
                 by_logit.scatter_add_(1, targets[part, None], by_logprob[part, None])
                 by_logit = by_logit.to(settings.dtype)
             hidden_gradient[part] = by_logit @ matrix
             add_product(gradient, by_logit.t(), hidden[part].to(settings.dtype))
         return hidden_gradient, gradient, None, None
+
+
+def keeps_logits(hidden: Tensor, vocab: int, chunk: int) -> bool:
+    """Whether what the gradient needs of all logits is kept instead of computed again."""
+    return len(hidden) <= chunk or (hidden.device.type == "cpu" and len(hidden) * vocab <= KEPT_LOGITS)
 
 
 def _fuses(hidden: Tensor, settings: _Settings) -> bool:
@@ -276,8 +286,8 @@ def _adds_in_float32() -> bool:
 
 
 def _logits(hidden: Tensor, matrix: Tensor, targets: Tensor, settings: _Settings) -> Tensor:
-    """Tempered logits of one chunk in float32, -inf outside the truncation but for the target."""
-    logits = functional.linear(hidden.to(settings.dtype), matrix).float()
+    """Tempered logits of one chunk in float32 or wider, -inf outside the truncation but for the target."""
+    logits = functional.linear(hidden.to(settings.dtype), matrix).to(wide_dtype(settings.dtype))
     if settings.temperature != 1.0:
         logits = logits.div_(settings.temperature)
     if settings.truncates:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from upweight.model.precision import widened
+
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
@@ -117,7 +119,7 @@ def turn(
     heads: Float[Tensor, "row time kv_head slot size"], turns: Float[Tensor, "row time 1 1 pair 2"]
 ) -> Float[Tensor, "row time kv_head slot size"]:
     """The same turn in real numbers, which the compiler fuses, with time left before heads; `turns` is cos, sin."""
-    left, right = heads.float().unflatten(-1, (-1, 2)).unbind(-1)
+    left, right = widened(heads).unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = turns.unbind(-1)
     turned = torch.stack((left * cosine - right * sine, left * sine + right * cosine), dim=-1)
     return turned.flatten(-2).to(heads.dtype)
@@ -138,5 +140,5 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(heads: Tensor, rotations: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(widened(heads).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotations).flatten(-2).to(heads.dtype)

@@ -21,6 +21,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from upweight.model.context import Part
+from upweight.model.precision import wide_dtype, widened
 
 QUERIES = 64
 """Queries of a tile."""
@@ -205,8 +206,8 @@ class _TiledAttention(torch.autograd.Function):
         query, key, value, *kept = ctx.saved_tensors
         outer = gradients[0].transpose(1, 2).to(query.dtype, memory_format=torch.contiguous_format)
         by_query = torch.empty_like(query)
-        by_value = torch.zeros_like(value, dtype=torch.float32)
-        by_key = torch.zeros_like(value, dtype=torch.float32)
+        by_value = torch.zeros_like(value, dtype=wide_dtype(value.dtype))
+        by_key = torch.zeros_like(by_value)
         for index, tile in enumerate(ctx.tiles):
             probabilities = kept[index] if kept else _probabilities(tile, query, key)
             gradient = _folded(outer, tile)
@@ -222,8 +223,8 @@ class _TiledAttention(torch.autograd.Function):
 
 def _turn(heads: Tensor, rotations: Tensor, out: Tensor) -> None:
     """Write the rotated feature pairs of `heads` into `out`, of the same shape in any layout."""
-    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
-    if out.dtype == torch.float32:
+    pairs = torch.view_as_complex(widened(heads).unflatten(-1, (-1, 2)))
+    if out.dtype == wide_dtype(heads.dtype):
         torch.mul(pairs, rotations, out=torch.view_as_complex(out.unflatten(-1, (-1, 2))))
     else:
         out.copy_(torch.view_as_real(pairs * rotations).flatten(-2))

@@ -15,15 +15,16 @@ With some weights at 0 what remains is its textbook loss: (1, 0, 0) is DPO, (0, 
 (0, 0, 1) on-policy distillation on the student's own responses. A term of weight 0 is not computed: DPO alone needs no
 teacher, distillation alone no reference.
 
-One forward pass of the policy serves all three terms. A term whose teacher is missing, of another vocabulary, NaN,
-constant or the policy itself is an error, never a silent zero.
+One forward pass of the policy, the product with its unembedding included, serves all three terms. A term whose teacher
+is missing, of another vocabulary, NaN, constant or the policy itself is an error, never a silent zero.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -33,10 +34,13 @@ from upweight.core.batches import Loss, TokenBatch
 from upweight.core.errors import UserError
 from upweight.core.packing import pack, strip
 from upweight.core.protocols import Objective
-from upweight.model.divergence import CachedTeacher, Direction, LiveTeacher, chunked_kl
+from upweight.model.divergence import CachedTeacher, Direction, LiveTeacher, chunked_kl, scored_kl
 from upweight.model.logprobs import token_logprobs
+from upweight.store.signal import Signal
 
 Normalise = Literal["token", "sequence"]
+Members = Literal["both", "chosen", "rejected"]
+"""Which responses of its pairs a batch holds: distillation on one side alone need not read the other."""
 
 POSITIONS_LOOKED_AT = 16
 SAME_DISTRIBUTION = 1e-6
@@ -81,9 +85,10 @@ class PairBatch:
 
     Attributes:
         sequences: loss weights mark the response tokens.
-        chosen, rejected: the sequence of each pair's members.
+        chosen, rejected: the sequence of each pair's members; -1 where the batch does not hold it.
         reference: log-probability of each sequence's response under the reference, in nats; nan where not computed.
-        cached: a stored teacher at every response token, in the order of the batch; None where the teacher is live.
+        cached: a stored teacher at the response tokens, in the order of the batch; None where the teacher is live.
+        taught: at which response tokens `cached` has a distribution; None at all of them.
     """
 
     sequences: TokenBatch
@@ -91,6 +96,7 @@ class PairBatch:
     rejected: Int[Tensor, " pair"]
     reference: Float[Tensor, " sequence"]
     cached: CachedTeacher | None = None
+    taught: Bool[Tensor, " n"] | None = None
 
     @property
     def token_count(self) -> int:
@@ -99,34 +105,59 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> "PairBatch":
         """The same batch on another device."""
-        cached = self.cached and replace(
-            self.cached, tokens=self.cached.tokens.to(device), logprobs=self.cached.logprobs.to(device)
-        )
+        taught = None if self.taught is None else self.taught.to(device)
         return PairBatch(
             self.sequences.to(device),
             self.chosen.to(device),
             self.rejected.to(device),
             self.reference.to(device),
-            cached,
+            self.cached and self.cached.to(device),
+            taught,
         )
 
 
-def pair_batch(pairs: Sequence[EncodedPair], row_tokens: int) -> PairBatch:
-    """The pairs as one packed batch: sequence 2 i is pair i's chosen member, 2 i + 1 its rejected one.
+def pair_batch(
+    pairs: Sequence[EncodedPair], row_tokens: int, signal: Signal | None = None, members: Members = "both"
+) -> PairBatch:
+    """The pairs as one packed batch: pair by pair the chosen member, then the rejected one.
 
     Args:
         row_tokens: places of a row; rows are longer where a member is.
+        signal: where a teacher was stored; UserError where it knows nothing of a member.
+        members: which of them are read; `Dpd.members` says what an objective needs.
     """
     if not pairs:
         raise UserError("a batch of no pairs: there is nothing to prefer")
-    strips, reference = [], []
+    held: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    reference = []
     for pair in pairs:
-        for response, known in ((pair.chosen, pair.reference_chosen), (pair.rejected, pair.reference_rejected)):
-            trained = [False] * len(pair.prompt) + [True] * len(response)
-            strips.append(strip((*pair.prompt, *response), trained))
-            reference.append(known)
-    numbers = torch.arange(len(pairs))
-    return PairBatch(pack(strips, row_tokens), 2 * numbers, 2 * numbers + 1, torch.tensor(reference))
+        if members != "rejected":
+            held.append((pair.prompt, pair.chosen))
+            reference.append(pair.reference_chosen)
+        if members != "chosen":
+            held.append((pair.prompt, pair.rejected))
+            reference.append(pair.reference_rejected)
+    strips = [strip((*one, *told), [False] * len(one) + [True] * len(told)) for one, told in held]
+    sequences = pack(strips, row_tokens)
+    cached, taught = (None, None) if signal is None else _stored(held, sequences, signal)
+    numbers = torch.arange(len(pairs)) * (2 if members == "both" else 1)
+    absent = torch.full_like(numbers, -1)
+    chosen = absent if members == "rejected" else numbers
+    rejected = {"both": numbers + 1, "chosen": absent, "rejected": numbers}[members]
+    return PairBatch(sequences, chosen, rejected, torch.tensor(reference, dtype=torch.float64), cached, taught)
+
+
+def _stored(
+    held: Sequence[tuple[Sequence[int], Sequence[int]]], sequences: TokenBatch, signal: Signal
+) -> tuple[CachedTeacher, Bool[Tensor, " n"] | None]:
+    """What is stored of every response token, in the order in which the rows hold them."""
+    owners = sequences.segments[sequences.weights > 0].unique_consecutive().tolist()
+    read = [signal.read(*held[owner]) for owner in owners]
+    tokens, logprobs, rest = (
+        torch.from_numpy(np.concatenate(parts)) for parts in zip(*(one[:3] for one in read), strict=True)
+    )
+    taught = torch.from_numpy(np.concatenate([one.taught for one in read]))
+    return CachedTeacher(tokens, logprobs, signal.temperature, rest), None if bool(taught.all()) else taught
 
 
 def sequence_loss(
@@ -179,6 +210,9 @@ class Dpd(Objective):
         multiplied by its square.
     normalise: "token" averages the divergence over the tokens of each response, so that long responses do not outweigh
         L_dpo and short ones; "sequence" sums it.
+    vocabulary: the tokens whose distributions are compared, the first so many of both models; None compares all, and
+        then a teacher of another number is refused. For checkpoints of one tokenizer that pad their embeddings to
+        different sizes.
     """
 
     teacher: Any = field(default=None, repr=False, compare=False)
@@ -189,6 +223,7 @@ class Dpd(Objective):
     direction: Direction = "forward"
     temperature: float = 1.0
     normalise: Normalise = "token"
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         weights = (self.sequence, self.positive, self.negative)
@@ -197,16 +232,24 @@ class Dpd(Objective):
         if self.beta <= 0 or self.temperature <= 0:
             raise UserError(f"DPD with beta {self.beta} and temperature {self.temperature}: both must be above 0")
 
+    @property
+    def members(self) -> Members:
+        """Which responses the terms need."""
+        if self.sequence or (self.positive and self.negative):
+            return "both"
+        return "chosen" if self.positive else "rejected"
+
     def identity(self) -> dict[str, Any]:
         """The settings, as plain JSON."""
-        names = ("beta", "sequence", "positive", "negative", "direction", "temperature", "normalise")
+        names = ("beta", "sequence", "positive", "negative", "direction", "temperature", "normalise", "vocabulary")
         return {name: getattr(self, name) for name in names}
 
     def __call__(self, policy: Any, batch: PairBatch) -> Loss:
         """The joint loss summed over the pairs; the weight is the number of pairs.
 
         Logged: `dpo`, `positive` and `negative` (before their weights), `margin` in nats and `accuracy`, the share of
-        pairs whose margin is above 0.
+        pairs whose margin is above 0. With a cached teacher also `teacher_tail`, the probability that it did not store,
+        and `taught`, the share of tokens that it has a distribution for, where these are not all.
         """
         sequences = batch.sequences
         trained = sequences.weights > 0
@@ -214,14 +257,23 @@ class Dpd(Objective):
         count = batch.reference.shape[0]
         lengths = _by_sequence(torch.ones_like(owner, dtype=torch.float32), owner, count)
         _check_responses(lengths, batch)
+        for name, members in (("chosen", batch.chosen), ("rejected", batch.rejected)):
+            if self.members in ("both", name) and bool((members < 0).any()):
+                raise UserError(f"the batch does not hold the {name} responses that the loss is over: see pair_batch")
+        reference = _known(batch.reference) if self.sequence else batch.reference
         hidden = policy(sequences.tokens, sequences.positions, sequences.attended)[trained]
+        targets = sequences.targets[trained]
+        logprobs = divergence = None
+        if self.positive or self.negative:
+            logprobs, divergence = self._divergence(policy, hidden, targets, batch, owner)
+        elif self.sequence:
+            logprobs = token_logprobs(hidden, policy.unembedding, targets)
         pairs = lengths.new_tensor(len(batch.chosen))
         terms: dict[str, Loss] = {}
         total = lengths.new_zeros(())
-        if self.sequence:
-            logprobs = token_logprobs(hidden, policy.unembedding, sequences.targets[trained])
+        if self.sequence and logprobs is not None:
             likelihood = _by_sequence(logprobs, owner, count)
-            reference = _known(batch.reference)
+            reference = reference.to(likelihood.dtype)
             chosen, rejected = batch.chosen, batch.rejected
             losses = sequence_loss(
                 likelihood[chosen], likelihood[rejected], reference[chosen], reference[rejected], self.beta
@@ -232,8 +284,7 @@ class Dpd(Objective):
             terms["dpo"] = Loss(losses.detach().sum(), pairs)
             terms["margin"] = Loss(margin.sum(), pairs)
             terms["accuracy"] = Loss((margin > 0).to(margin.dtype).sum(), pairs)
-        if self.positive or self.negative:
-            divergence = self._divergence(policy, hidden, batch, trained, owner, count, lengths)
+        if divergence is not None:
             for name, weight, members in (
                 ("positive", self.positive, batch.chosen),
                 ("negative", self.negative, batch.rejected),
@@ -242,43 +293,69 @@ class Dpd(Objective):
                     part = divergence[members].sum()
                     total = total + weight * part
                     terms[name] = Loss(part.detach(), pairs)
+            terms |= _of_cache(batch, pairs)
         return Loss(total, pairs, terms)
 
     def _divergence(
         self,
         policy: Any,
         hidden: Float[Tensor, "n width"],
+        targets: Int[Tensor, " n"],
         batch: PairBatch,
-        trained: Bool[Tensor, "row time"],
         owner: Int[Tensor, " n"],
-        count: int,
-        lengths: Float[Tensor, " sequence"],
-    ) -> Float[Tensor, " sequence"]:
-        """The divergence of each sequence's response; that of members whose weight is 0 is not computed and 0."""
+    ) -> tuple[Float[Tensor, " n"] | None, Float[Tensor, " sequence"]]:
+        """Each target's log-probability where L_dpo wants it, and the divergence of each sequence's response.
+
+        That of members whose weight is 0 is not computed and 0.
+        """
+        count = batch.reference.shape[0]
         needed = torch.zeros(count, dtype=torch.bool, device=owner.device)
         if self.positive:
             needed[batch.chosen] = True
         if self.negative:
             needed[batch.rejected] = True
-        kept = needed[owner]
-        teacher = self._teach(policy, batch, trained, kept)
-        options: dict[str, Any] = {"temperature": self.temperature, "direction": self.direction}
-        per_token = chunked_kl(hidden[kept], policy.unembedding, teacher, **options)
-        if isinstance(teacher, LiveTeacher) and float(per_token.detach().abs().max()) < SAME_DISTRIBUTION:
+        kept = needed[owner] if batch.taught is None else needed[owner] & batch.taught
+        teacher = self._teach(policy, batch, kept)
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "direction": self.direction,
+            "vocabulary": self.vocabulary,
+        }
+        logprobs = None
+        if self.sequence and bool(kept.all()):
+            logprobs, per_token = scored_kl(hidden, policy.unembedding, targets, teacher, **options)
+        else:
+            if self.sequence:
+                logprobs = token_logprobs(hidden, policy.unembedding, targets)
+            per_token = chunked_kl(hidden[kept], policy.unembedding, teacher, **options)
+        largest = float(per_token.detach().abs().max())
+        if not math.isfinite(largest):
+            raise TeacherError(
+                f"the divergence from the teacher is {largest} at some of {len(per_token)} tokens: the student or the "
+                "teacher gives NaN or infinite logits; look at their weights, the precision and the learning rate"
+            )
+        if isinstance(teacher, LiveTeacher) and largest < SAME_DISTRIBUTION:
             raise TeacherError(
                 f"the teacher's distributions are the student's own at all {len(per_token)} tokens: the distillation "
                 "terms would be silently zero. Give another teacher, or weights positive=0, negative=0"
             )
         sums = _by_sequence(per_token, owner[kept], count)
-        return sums / lengths if self.normalise == "token" else sums
+        if self.normalise == "sequence":
+            return logprobs, sums
+        lengths = _by_sequence(torch.ones_like(per_token), owner[kept], count)
+        return logprobs, sums / lengths.clamp(min=1)
 
-    def _teach(
-        self, policy: Any, batch: PairBatch, trained: Bool[Tensor, "row time"], kept: Bool[Tensor, " n"]
-    ) -> LiveTeacher | CachedTeacher:
+    def _teach(self, policy: Any, batch: PairBatch, kept: Bool[Tensor, " n"]) -> LiveTeacher | CachedTeacher:
         """The teacher at the tokens that are asked for, checked."""
-        vocabulary = policy.unembedding.shape[0]
+        vocabulary = self.vocabulary or policy.unembedding.shape[0]
+        if not bool(kept.any()):
+            raise TeacherError(
+                f"the teacher has nothing to say at any response token of {len(batch.chosen)} pairs: its tokens never "
+                "coincide with the student's, so the distillation terms would be silently zero. Use a teacher of the "
+                "student's tokenizer"
+            )
         if batch.cached is not None:
-            cached = replace(batch.cached, tokens=batch.cached.tokens[kept], logprobs=batch.cached.logprobs[kept])
+            cached = batch.cached.at(kept if batch.taught is None else kept[batch.taught])
             _check_cached(cached, vocabulary)
             return cached
         if self.teacher is None:
@@ -289,9 +366,20 @@ class Dpd(Objective):
         sequences = batch.sequences
         with torch.no_grad():
             hidden = self.teacher(sequences.tokens, sequences.positions, sequences.attended)
-            live = LiveTeacher(hidden[trained][kept], self.teacher.unembedding)
-        _check_live(live, vocabulary)
+            live = LiveTeacher(hidden[sequences.weights > 0][kept], self.teacher.unembedding)
+        _check_live(live, policy.unembedding.shape[0], self.vocabulary)
         return live
+
+
+def _of_cache(batch: PairBatch, pairs: Tensor) -> dict[str, Loss]:
+    """What a cached teacher leaves out: the probability it did not store, and the tokens it says nothing of."""
+    if batch.cached is None:
+        return {}
+    tail = batch.cached.tail()
+    terms = {"teacher_tail": Loss(tail.sum(), pairs.new_tensor(len(tail)))}
+    if batch.taught is not None:
+        terms["taught"] = Loss(batch.taught.to(pairs.dtype).sum(), pairs.new_tensor(len(batch.taught)))
+    return terms
 
 
 def _by_sequence(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -316,11 +404,13 @@ def _check_responses(lengths: Tensor, batch: PairBatch) -> None:
         )
 
 
-def _check_live(teacher: LiveTeacher, vocabulary: int) -> None:
-    if teacher.unembedding.shape[0] != vocabulary:
+def _check_live(teacher: LiveTeacher, vocabulary: int, compared: int | None) -> None:
+    known = teacher.unembedding.shape[0]
+    if known != vocabulary if compared is None else compared > min(known, vocabulary):
         raise TeacherError(
-            f"the teacher's vocabulary has {teacher.unembedding.shape[0]:,} tokens and the policy's {vocabulary:,}: "
-            "their distributions cannot be compared. Distil from a teacher of the same tokenizer"
+            f"the teacher's vocabulary has {known:,} tokens and the policy's {vocabulary:,}: their distributions "
+            "cannot be compared. Distil from a teacher of the same tokenizer; where only the padding of the embeddings "
+            "differs, set `vocabulary` to the number of the tokenizer's tokens"
         )
     count = len(teacher.hidden)
     places = torch.linspace(0, count - 1, min(count, POSITIONS_LOOKED_AT)).long().to(teacher.hidden.device)

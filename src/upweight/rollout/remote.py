@@ -14,9 +14,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
@@ -30,6 +30,16 @@ LONGEST_PAUSE_SECONDS = 30.0
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _ROUNDING_NATS = 1e-4
 _STOPS = {"stop": "end", "length": "length", "tool_calls": "end", "function_call": "end"}
+
+
+Read = TypeVar("Read")
+
+
+class PromptToken(NamedTuple):
+    """A token that could have stood at a place: its log-probability in nats, and how the server writes it."""
+
+    logprob: float
+    text: str | None
 
 
 class EndpointError(UserError):
@@ -109,12 +119,72 @@ class RemoteSampler(Sampler):
                     future.cancel()
                 raise
 
+    def prompt_logprobs(
+        self, sequences: Sequence[Sequence[int]], *, kept: int
+    ) -> list[list[Mapping[int, PromptToken] | None]]:
+        """What the model would have said at each place of known sequences: vLLM's `prompt_logprobs`.
+
+        Of each sequence one entry a token: its `kept` likeliest tokens with their log-probabilities at temperature 1,
+        and the token that stands there; None for the first, which nothing precedes.
+
+        Raises EndpointError where the server knows no prompt_logprobs, or gives fewer than asked for.
+        """
+        bound = httpx.Limits(max_connections=self.most_in_flight)
+        timeout = httpx.Timeout(self.timeout_seconds, pool=None)
+
+        def asked(client: httpx.Client, tokens: Sequence[int]) -> list[Mapping[int, PromptToken] | None]:
+            body = {
+                "model": self.model,
+                "prompt": list(tokens),
+                "max_tokens": 1,
+                "temperature": 0,
+                "prompt_logprobs": kept,
+                **self.extra,
+            }
+            return self._ask(client, "completions", body, lambda reply: self._prompt_logprobs(reply, len(tokens)))
+
+        with (
+            httpx.Client(headers=self._headers, limits=bound, timeout=timeout) as client,
+            ThreadPoolExecutor(self.most_in_flight) as threads,
+        ):
+            return list(threads.map(lambda tokens: asked(client, tokens), sequences))
+
+    def _prompt_logprobs(self, reply: Any, count: int) -> list[Mapping[int, PromptToken] | None]:
+        try:
+            told = reply["choices"][0].get("prompt_logprobs")
+            if not told:
+                raise EndpointError(
+                    f"{self.base_url} gives no prompt_logprobs: serve the teacher with vLLM (its option --max-logprobs "
+                    "bounds how many tokens may be kept), or give its checkpoint as the teacher"
+                )
+            found: list[Mapping[int, PromptToken] | None] = [
+                None
+                if place is None
+                else {
+                    int(number): PromptToken(float(one["logprob"]), one.get("decoded_token"))
+                    for number, one in place.items()
+                }
+                for place in told
+            ]
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise EndpointError(
+                f"{self.base_url} does not give prompt_logprobs as vLLM does ({type(error).__name__}: {error}): "
+                f"{json.dumps(reply)[:300]}"
+            ) from error
+        if len(found) != count or None in found[1:]:
+            raise EndpointError(
+                f"{self.base_url} gives prompt_logprobs for {len(found)} tokens where {count} were sent: it reads them "
+                "with another tokenizer, or adds tokens of its own"
+            )
+        return found
+
     def _group(self, client: httpx.Client, prompt: Prompt, count: int, limits: Limits) -> list[Completion]:
         """One prompt's completions. Servers that give fewer than `n` choices are asked again for the others."""
         group: list[Completion] = []
         while len(group) < count:
             body = self._body(prompt, count - len(group), len(group), limits)
-            group += self._ask(client, "completions" if isinstance(prompt, str) else "chat/completions", body)
+            path = "completions" if isinstance(prompt, str) else "chat/completions"
+            group += self._ask(client, path, body, self._completions)
         return group[:count]
 
     def _body(self, prompt: Prompt, count: int, made: int, limits: Limits) -> dict[str, Any]:
@@ -144,7 +214,9 @@ class RemoteSampler(Sampler):
             body["min_p"] = limits.min_p
         return body
 
-    def _ask(self, client: httpx.Client, path: str, body: Mapping[str, Any]) -> list[Completion]:
+    def _ask(
+        self, client: httpx.Client, path: str, body: Mapping[str, Any], read: Callable[[Any], list[Read]]
+    ) -> list[Read]:
         pause = self.pause_seconds
         reason = ""
         for attempt in range(self.attempts):
@@ -154,7 +226,7 @@ class RemoteSampler(Sampler):
             try:
                 reply = self._reply(client, path, body)
                 self._count(reply)
-                return self._completions(reply)
+                return read(reply)
             except _Unfit as error:
                 reason = str(error)
                 pause = max(pause, error.pause_seconds)

@@ -1,13 +1,14 @@
-"""collect: problems of your own, from files, or of reasoning-gym, for every step that asks for problems.
+"""collect: problems of your own or of reasoning-gym, and pairs of your own, for every step that asks for them.
 
-A line of a file is a question with an answer or tests, see evals/problem_files.py. A share of them, chosen by the hash
-of what is asked, is held back for evaluation and never handed to training.
+A line of a problem file is a question with an answer or tests, see evals/problem_files.py. A share of them, chosen by
+the hash of what is asked, is held back for evaluation and never handed to training. A line of a pair file is a prompt
+with a chosen and a rejected response, see synthesize/pair_files.py: what `distill`, `teach` and `reward` read.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from upweight.core.errors import UserError
@@ -17,6 +18,7 @@ from upweight.core.work import Estimate, Summary, Work
 from upweight.evals.problem_files import kind_of, read_problems
 from upweight.store.jsonl import write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
+from upweight.synthesize.pair_files import read_pairs
 from upweight.verify.gym import Drawn, Gym, draw
 
 EXAMPLES = 3
@@ -31,25 +33,28 @@ class Config:
         (verify.gym.Gym). Problems of "stem" become stem.jsonl and, held back, reserved_stem.jsonl.
     reserved_share: of each file that is held back for evaluation, 0-1. A problem stays on its side whatever else the
         file holds, and two problems that ask the same are on one side.
+    pairs: path of a JSONL file of preference pairs, which becomes pairs.jsonl; "" where there is none.
     """
 
-    files: Mapping[str, str | Gym]
+    files: Mapping[str, str | Gym] = field(default_factory=dict)
     reserved_share: float = 0.1
+    pairs: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.reserved_share <= 1:
             raise UserError(f"reserved_share is {self.reserved_share}: expected a share, 0-1")
         odd = [name for name in self.files if not name or not set(name) <= NAME_CHARACTERS]
-        if odd or not self.files:
+        if odd or not (self.files or self.pairs):
             raise UserError(
-                f"files are named {list(self.files)}: name at least one, in small letters, digits, underscore and minus"
+                f"files are named {list(self.files)}: name at least one, in small letters, digits, underscore and "
+                "minus, or give a file of pairs"
             )
 
 
 def run(config: Config, work: Work) -> Summary:
-    """Write <name>.jsonl and reserved_<name>.jsonl for each file.
+    """Write <name>.jsonl and reserved_<name>.jsonl for each file, and pairs.jsonl.
 
-    Raises UserError where a line is no problem, and where one side of a split came out empty.
+    Raises UserError where a line is no problem or no pair, and where one side of a split came out empty.
     """
     summary: dict[str, object] = {}
     for name, given in config.files.items():
@@ -80,6 +85,9 @@ def run(config: Config, work: Work) -> Summary:
                 for one in (kept or held)[:EXAMPLES]
             ],
         }
+    if config.pairs:
+        pairs = write_jsonl(work.out / "pairs.jsonl", read_pairs(Path(config.pairs)))
+        summary["pairs"] = pairs
     return summary
 
 
@@ -118,7 +126,7 @@ def _reserved(problem: Problem, share: float) -> bool:
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """As large as the files that are there; a problem of reasoning-gym takes about 10 ms to make and try."""
-    files = [Path(given) for given in config.files.values() if not isinstance(given, Gym)]
+    files = [Path(given) for given in (*config.files.values(), config.pairs) if isinstance(given, str) and given]
     drawn = sum(len(given.families) * given.count for given in config.files.values() if isinstance(given, Gym))
     size = sum(path.stat().st_size for path in files if path.exists()) + 2000 * drawn
     return Estimate(disk_bytes=size, seconds=size / 5e7 + 0.01 * drawn, memory_bytes=2e8 + 3 * size)

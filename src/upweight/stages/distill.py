@@ -1,24 +1,22 @@
 """distill: DPD from a teacher into the student, on pairs of the teacher's right and the student's own wrong responses.
 
 The reference is the student as it comes in; its log-probabilities of all responses are computed once, before training.
+The teacher runs beside the student (input "teacher"), or was stored by the stage teach (input "signal").
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from upweight.core.errors import UserError
-from upweight.core.packing import sequence_sums
 from upweight.core.records import Pair
 from upweight.core.work import Estimate, Summary, Work
 from upweight.model.divergence import Direction
 from upweight.model.language_model import LanguageModel, fingerprint, load, save
-from upweight.model.logprobs import token_logprobs
 from upweight.objectives.dpd import Dpd, EncodedPair, PairBatch, pair_batch
 from upweight.store.jsonl import read_jsonl
-from upweight.text.chat import render
+from upweight.store.signal import Signal
+from upweight.synthesize.encoded import encode_pair, referenced
 from upweight.text.tokenizer import Tokenizer
 from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import EpochLoader
@@ -59,42 +57,44 @@ class Config:
 
 
 def run(config: Config, work: Work) -> Summary:
-    """Distil the input "teacher" into the input "model" on the input "pairs" and write `model/`."""
-    source, teacher_source = work.inputs["model"] / "model", work.inputs["teacher"] / "model"
-    tokenizer, teachers = Tokenizer.load(source), Tokenizer.load(teacher_source)
-    if tokenizer.fingerprint != teachers.fingerprint:
-        raise UserError(
-            f"the student {source} and the teacher {teacher_source} have different tokenizers: token-level "
-            "distillation compares them token by token. Use a teacher of the student's tokenizer, or weights "
-            "positive=0, negative=0"
-        )
-    device = work.machine.device
-    model, teacher = load(source)[0].to(device), load(teacher_source)[0].to(device)
-    teacher.requires_grad_(False)
+    """Distil the input "teacher", or what the input "signal" stored of one, into the input "model" on "pairs"."""
+    source = work.inputs["model"] / "model"
+    tokenizer = Tokenizer.load(source)
+    model = load(source)[0].to(work.machine.device)
+    tokenizer.check_fits(model.unembedding.shape[0], str(source))
+    teacher, signal = _taught(config, work, tokenizer)
     pairs = read_jsonl(work.inputs["pairs"] / "pairs.jsonl", Pair)
     if not pairs:
         raise UserError(
             f"{work.inputs['pairs']} holds no pair: no teacher answer was clearly better than the student's"
         )
-    encoded = referenced(model, [encode_pair(tokenizer, pair) for pair in pairs], config)
+    encoded = [encode_pair(tokenizer, pair) for pair in pairs]
+    if config.sequence:
+        size, rows = config.pairs_a_batch, config.row_tokens
+        encoded = referenced(model, encoded, row_tokens=rows, pairs_a_batch=size, monitor=work.monitor)
+    padded = teacher is not None and teacher.unembedding.shape[0] != model.unembedding.shape[0]
+
+    objective = Dpd(
+        teacher,
+        beta=config.beta,
+        sequence=config.sequence,
+        positive=config.positive,
+        negative=config.negative,
+        direction=config.direction,
+        temperature=config.temperature,
+        normalise=config.normalise,
+        vocabulary=tokenizer.vocab_size if padded or signal is not None else None,
+    )
 
     def batches(chosen: Sequence[EncodedPair]) -> list[PairBatch]:
         size = config.pairs_a_batch
-        return [pair_batch(chosen[start : start + size], config.row_tokens) for start in range(0, len(chosen), size)]
+        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        return [pair_batch(part, config.row_tokens, signal, objective.members) for part in parts]
 
     loader = EpochLoader(encoded, batches, items_a_step=config.pairs_a_step, epochs=config.epochs, seed=work.seed)
     reports = train(
         model,
-        objective=Dpd(
-            teacher,
-            beta=config.beta,
-            sequence=config.sequence,
-            positive=config.positive,
-            negative=config.negative,
-            direction=config.direction,
-            temperature=config.temperature,
-            normalise=config.normalise,
-        ),
+        objective=objective,
         loader=loader,
         timeline=warmup_decay(loader.steps, config.learning_rate, config.warmup_share),
         optimizer=config.optimizer,
@@ -112,6 +112,7 @@ def run(config: Config, work: Work) -> Summary:
     discard(work.out / "checkpoints")
     return {
         "pairs": len(pairs),
+        "teacher": "stored" if signal else "live" if teacher else "none",
         "steps": loader.steps,
         "first": dict(first.terms) if first else None,
         "last": dict(last.terms) if last else None,
@@ -119,37 +120,46 @@ def run(config: Config, work: Work) -> Summary:
     }
 
 
-def encode_pair(tokenizer: Tokenizer, pair: Pair) -> EncodedPair:
-    """The pair as tokens: those that were sampled where the records hold them, else the text and the end of turn."""
-    prompt = render(tokenizer, pair.problem.messages)
-    chosen, rejected = (
-        tuple(member.tokens) or (*tokenizer.encode(member.text), tokenizer.end_of_turn)
-        for member in (pair.chosen, pair.rejected)
-    )
-    return EncodedPair(tuple(prompt), chosen, rejected)
-
-
-def referenced(model: LanguageModel, pairs: Sequence[EncodedPair], config: Config) -> list[EncodedPair]:
-    """The pairs with the log-probabilities of their responses under `model` as it is now."""
-    done: list[EncodedPair] = []
-    for start in range(0, len(pairs), config.pairs_a_batch):
-        part = pairs[start : start + config.pairs_a_batch]
-        batch = pair_batch(part, config.row_tokens).to(next(model.parameters()).device)
-        sequences = batch.sequences
-        with torch.no_grad():
-            hidden = model(sequences.tokens, sequences.positions, sequences.segments)
-            logprobs = token_logprobs(hidden, model.unembedding, sequences.targets) * sequences.weights
-        sums = sequence_sums(logprobs, sequences.segments, len(batch.reference)).tolist()
-        done += [
-            replace(pair, reference_chosen=sums[2 * index], reference_rejected=sums[2 * index + 1])
-            for index, pair in enumerate(part)
-        ]
-    return done
+def _taught(config: Config, work: Work, tokenizer: Tokenizer) -> tuple[LanguageModel | None, Signal | None]:
+    """The live teacher or the stored one, checked against the student's tokenizer; neither where no term asks."""
+    if not config.positive and not config.negative:
+        return None, None
+    if "signal" in work.inputs:
+        signal = Signal.open(work.inputs["signal"] / "signal")
+        if signal.temperature != config.temperature:
+            raise UserError(
+                f"the teacher was stored at temperature {signal.temperature} and is asked for at {config.temperature}: "
+                "give the teach step and the distill step one temperature"
+            )
+        if signal.vocabulary != tokenizer.vocab_size:
+            raise UserError(
+                f"the teacher was stored for a tokenizer of {signal.vocabulary:,} tokens, the student's has "
+                f"{tokenizer.vocab_size:,}: run teach with this student as its input 'model'"
+            )
+        return None, signal
+    if "teacher" not in work.inputs:
+        raise UserError(
+            f"the weights positive={config.positive} and negative={config.negative} ask for a teacher, but the step "
+            "has neither an input 'teacher' (a checkpoint) nor 'signal' (what the stage teach stored): add one, or set "
+            "both weights to 0"
+        )
+    source = work.inputs["teacher"] / "model"
+    own = Tokenizer.load(source)
+    if own.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"the student {work.inputs['model'] / 'model'} and the teacher {source} have different tokenizers: "
+            "token-level distillation compares them token by token. Use a teacher of the student's tokenizer; or store "
+            "the teacher with the stage teach and alignment='spans', which compares where their tokens coincide; or "
+            "set positive=0, negative=0"
+        )
+    teacher = load(source)[0].to(work.machine.device).eval()
+    own.check_fits(teacher.unembedding.shape[0], str(source))
+    return teacher.requires_grad_(False), None
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Both responses go through student (forwards and backwards), reference and teacher (forwards)."""
-    model, teacher = inputs["model"], inputs["teacher"]
+    model, teacher = inputs["model"], inputs.get("teacher", Estimate())
     tokens = config.epochs * 2 * 100 * max(1.0, inputs["pairs"].disk_bytes / 2000)
     return Estimate(
         tokens=tokens,

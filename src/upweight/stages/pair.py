@@ -7,23 +7,30 @@ from typing import Any
 from upweight.core.errors import Refusal, UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits
-from upweight.core.records import Pair, Problem
+from upweight.core.records import Completion, Pair, Problem
 from upweight.core.work import Estimate, Summary, Work
 from upweight.store.jsonl import write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.checking import open_checks
-from upweight.synthesize.pairs import Candidates, PairRules, judge, pairs_of, statistics
+from upweight.synthesize.pairs import Candidates, PairRules, balanced, judge, length_bias, pairs_of, statistics
 from upweight.synthesize.portions import Portions, listed, read_portions
-from upweight.synthesize.roles import Checkpoint, cast
+from upweight.synthesize.roles import Checkpoint, Part, cast
 from upweight.text.tokenizer import Tokenizer
 
 EXAMPLES = 3
+SAID_BIAS = 0.5
+"""A length bias beyond which the person who waits is told."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Attributes:
     problems: which problems of the input "problems" to sample on.
+    teacher, student: who answers: checkpoints among the step's inputs, endpoints, or a Sampler of one's own. What a
+        teacher of another tokenizer writes is read again with the student's (see `reread`).
+    reread: whether a checkpoint of another tokenizer than the student's may be the teacher. Its text is then encoded
+        anew; its distributions do not fit the student's tokens, so `distill` needs positive=0, negative=0, or a signal
+        that `teach` aligned. Endpoints are always read again: nobody knows their tokens.
     teacher_samples, student_samples: completions of each problem.
     teacher_limits, student_limits: how to sample; the seeds are derived from the step's own.
     rules: when a pair is clear.
@@ -31,6 +38,9 @@ class Config:
     """
 
     problems: Portions = field(default_factory=lambda: {"stem.jsonl": 0})
+    teacher: Part = Checkpoint("teacher")  # noqa: RUF009 - frozen
+    student: Part = Checkpoint("student")  # noqa: RUF009 - frozen
+    reread: bool = False
     teacher_samples: int = 4
     student_samples: int = 4
     teacher_limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=96))
@@ -44,11 +54,11 @@ class Config:
 
 
 def run(config: Config, work: Work) -> Summary:
-    """Write `pairs.jsonl` and `dropped.jsonl` from the inputs "teacher", "student" and "problems"."""
-    _same_tokenizer(work)
+    """Write `pairs.jsonl` and `dropped.jsonl` from the teacher, the student and the input "problems"."""
     problems = read_portions(work.inputs["problems"], config.problems)
-    teacher = cast(Checkpoint("teacher"), work.inputs, work.machine)
-    student = cast(Checkpoint("student"), work.inputs, work.machine)
+    teacher = cast(config.teacher, work.inputs, work.machine)
+    student = cast(config.student, work.inputs, work.machine)
+    reader = _reader(config, work)
     teacher_limits = replace(config.teacher_limits, seed=seed_for(work.seed, "teacher"))
     student_limits = replace(config.student_limits, seed=seed_for(work.seed, "student"))
     pairs: list[Pair] = []
@@ -60,6 +70,8 @@ def run(config: Config, work: Work) -> Summary:
             asked = [problem.messages for problem in block]
             positives = teacher.sample(asked, count=config.teacher_samples, limits=teacher_limits)
             negatives = student.sample(asked, count=config.student_samples, limits=student_limits)
+            if reader is not None:
+                positives = [[_read_again(reader, one) for one in group] for group in positives]
             return [judge(*found, verifier) for found in zip(block, positives, negatives, strict=True)]
 
         for block in in_blocks(
@@ -72,6 +84,18 @@ def run(config: Config, work: Work) -> Summary:
                 else:
                     pairs += result
             judged += block
+    pairs, unbalanced = balanced(pairs, config.rules)
+    dropped += [
+        {"problem": pair.problem.id, "source": pair.problem.source, "reason": "one side is longer too often"}
+        for pair in unbalanced
+    ]
+    bias = length_bias(pairs)
+    if abs(bias) > SAID_BIAS:
+        longer = "positives" if bias > 0 else "negatives"
+        work.monitor.say(
+            f"length bias {bias:+.2f}: the {longer} are longer in most of {len(pairs)} pairs, and preference training "
+            "will learn it; rules.length_bias bounds it"
+        )
     write_jsonl(work.out / "pairs.jsonl", pairs)
     write_jsonl(work.out / "dropped.jsonl", dropped)
     clear(work.out / "blocks")
@@ -84,14 +108,32 @@ def run(config: Config, work: Work) -> Summary:
     return {**figures, "examples": [_example(pair) for pair in pairs[:EXAMPLES]]}
 
 
-def _same_tokenizer(work: Work) -> None:
-    names = ("teacher", "student")
-    teacher, student = (Tokenizer.load(work.inputs[name] / "model") for name in names)
-    if teacher.fingerprint != student.fingerprint:
+def _reader(config: Config, work: Work) -> Tokenizer | None:
+    """The student's tokenizer where the teacher's completions have to be read again with it.
+
+    Raises Refusal where the teacher is a checkpoint of another tokenizer and the configuration does not allow that.
+    """
+    if not isinstance(config.student, Checkpoint):
+        return None  # nobody knows its tokens: those that come with the completions are kept
+    student = Tokenizer.load(work.inputs[config.student.input] / "model")
+    if not isinstance(config.teacher, Checkpoint):
+        return student
+    teacher = Tokenizer.load(work.inputs[config.teacher.input] / "model")
+    if teacher.fingerprint == student.fingerprint:
+        return None
+    if not config.reread:
         raise Refusal(
             "teacher and student have different tokenizers, so the teacher's tokens mean other text to the student: "
-            "use a teacher with the student's tokenizer"
+            "use a teacher with the student's tokenizer, or set reread=True, which encodes its text anew"
         )
+    return student
+
+
+def _read_again(tokenizer: Tokenizer, completion: Completion) -> Completion:
+    """The same text in the student's tokens; one that was cut off stays without an end."""
+    end = () if completion.truncated else (tokenizer.end_of_turn,)
+    tokens = (*tokenizer.encode(completion.text), *end) if completion.text else ()
+    return replace(completion, tokens=tokens, logprobs=())
 
 
 def _example(pair: Pair) -> dict[str, Any]:
@@ -105,7 +147,10 @@ def _example(pair: Pair) -> dict[str, Any]:
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Each sample writes about half of the tokens allowed; two operations a parameter and token."""
-    teacher, student = inputs["teacher"].parameters, inputs["student"].parameters
+    teacher, student = (
+        inputs[part.input].parameters if isinstance(part, Checkpoint) else 0.0
+        for part in (config.teacher, config.student)
+    )
     count = listed(config.problems)
     by_teacher = count * config.teacher_samples * config.teacher_limits.max_new_tokens / 2
     by_student = count * config.student_samples * config.student_limits.max_new_tokens / 2

@@ -24,6 +24,8 @@ from upweight.synthesize.structured import Cost
 from upweight.synthesize.trail import Refined, Trail
 
 EXAMPLES = 3
+FEW_TEXTS, PRAISES_ALL = 8, 0.95
+"""From so many texts on, an evaluator that gives full marks to this share of them is named."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def run(config: Config, work: Work) -> Summary:
     write_jsonl(work.out / "refined.jsonl", refined)
     write_jsonl(work.out / "dropped.jsonl", dropped)
     clear(work.out / "blocks")
-    return summary(trails, refined, [row["reason"] for row in dropped])
+    told = summary(trails, refined, [row["reason"] for row in dropped])
+    _say_who_praises(told, work)
+    return told
 
 
 def _seeded(loop: Loop, seed: int) -> Loop:
@@ -102,6 +106,7 @@ def summary(trails: Sequence[Trail], refined: Sequence[Refined], dropped: Sequen
         "rounds": dict(sorted(Counter(str(trail.rounds) for trail in trails).items())),
         "stopped": dict(Counter(trail.stopped for trail in trails)),
         "evaluators_agree_with_verifier": _agreement(trails),
+        "evaluators_strictness": strictness(trails),
         "authors": dict(Counter(one.author for one in refined)),
         "evaluators": sorted({c.evaluator for trail in trails for one in trail.candidates for c in one.critiques}),
         "cost": asdict(sum((trail.cost for trail in trails), Cost())),
@@ -122,6 +127,38 @@ def _agreement(trails: Sequence[Trail]) -> dict[str, float]:
                         side = (judged > HIGHEST_SCORE / 2) == (score.verified > 0.5)
                         agreed.setdefault(critique.evaluator, []).append(side)
     return {name: round(fmean(sides), 4) for name, sides in sorted(agreed.items())}
+
+
+def strictness(trails: Sequence[Trail]) -> dict[str, dict[str, float | int]]:
+    """By evaluator: texts it judged, its mean score, and the share of texts to which it gave full marks throughout.
+
+    One that gives full marks to everything tells nothing apart: refinement ends after the drafts.
+    """
+    given: dict[str, list[list[int]]] = {}
+    for candidate in (one for trail in trails for one in trail.candidates):
+        columns = list(zip(*(score.judged for score in candidate.scores), strict=True))
+        readable = [column for column in columns if None not in column]
+        for critique, column in zip(candidate.critiques, readable, strict=True):
+            given.setdefault(critique.evaluator, []).append([score for score in column if score is not None])
+    return {
+        name: {
+            "texts": len(texts),
+            "mean_score": round(fmean(score for scores in texts for score in scores), 2),
+            "full_marks_share": round(fmean(min(scores) == HIGHEST_SCORE for scores in texts), 4),
+        }
+        for name, texts in sorted(given.items())
+    }
+
+
+def _say_who_praises(told: Summary, work: Work) -> None:
+    """An evaluator that agrees with everything is no evaluator: the person who waits is told."""
+    for name, figures in told["evaluators_strictness"].items():
+        if figures["texts"] >= FEW_TEXTS and figures["full_marks_share"] >= PRAISES_ALL:
+            work.monitor.say(
+                f"the evaluator {name} gives full marks to {figures['full_marks_share']:.0%} of {figures['texts']} "
+                "texts: it tells nothing apart, and what it cannot fault is not revised. Use a stricter one, or "
+                "several, or criteria that can be verified"
+            )
 
 
 def _example(trail: Trail) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from upweight.core.work import Estimate, Summary, Work
 from upweight.model.language_model import fingerprint, load, save
 from upweight.objectives.next_token import NextToken
 from upweight.store.artifact import write_whole
-from upweight.store.jsonl import iterate_jsonl
 from upweight.store.shards import Shards, ShardWriter
+from upweight.synthesize.talks import Part as Part
+from upweight.synthesize.talks import Source as Source
+from upweight.synthesize.talks import conversations, label
 from upweight.text.chat import CHATML, EncodedConversation, encode_turns
-from upweight.text.conversations import ConversationDataset, ConversationFiles
 from upweight.text.tokenizer import Tokenizer
 from upweight.train import parallel
 from upweight.train.checkpoint import CheckpointConfig, discard
@@ -35,17 +36,6 @@ ALL_PROCESSES = True
 
 ASSUMED_CONVERSATIONS = 2000
 """How many a part of unknown size is planned with."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Conversations of this run: `file` is "<input>/<file>.jsonl". At most `most` of them are taken, 0 takes all."""
-
-    file: str
-    most: int = 0
-
-
-Source = Part | ConversationFiles | ConversationDataset
 
 
 @dataclass(frozen=True)
@@ -179,7 +169,7 @@ def _encode(config: Config, work: Work, tokenizer: Tokenizer, directory: Path) -
                 trained_tokens += sum(trained[1:])
             bar.advance()
     if not by_source:
-        raise UserError(f"there is nothing to imitate: {[_label(part) for part in config.data]} hold no conversation")
+        raise UserError(f"there is nothing to imitate: {[label(part) for part in config.data]} hold no conversation")
     if not writer.documents:
         raise UserError(
             f"none of {too_long} conversations fits a context of {config.context} tokens; the shortest has "
@@ -208,32 +198,13 @@ def _turns(tokenizer: Tokenizer, named: _Named) -> list[EncodedConversation]:
 def _read(config: Config, work: Work) -> Iterator[_Named]:
     """The conversations of all parts, one after another."""
     for part in config.data:
-        every = enumerate(_conversations(part, work), start=1)
+        every = enumerate(conversations(part, work.inputs), start=1)
         chosen: Iterable[tuple[int, Conversation]] = every
         if part.most:
             held = list(every)
             chosen = Random(work.seed).sample(held, part.most) if len(held) > part.most else held
         for number, conversation in chosen:
-            yield _Named(f"{_label(part)}:{number}", conversation)
-
-
-def _conversations(part: Source, work: Work) -> Iterator[Conversation]:
-    if not isinstance(part, Part):
-        return part.conversations()
-    name, _, file = part.file.partition("/")
-    if name not in work.inputs:
-        raise UserError(f"data {part.file!r}: the step has no input {name!r}; it has {sorted(work.inputs)}")
-    return iterate_jsonl(work.inputs[name] / file, Conversation)
-
-
-def _label(part: Source) -> str:
-    match part:
-        case Part():
-            return part.file
-        case ConversationFiles():
-            return part.paths
-        case ConversationDataset():
-            return part.name
+            yield _Named(f"{label(part)}:{number}", conversation)
 
 
 def _shown(tokenizer: Tokenizer, item: Encoded) -> Sequence[Mapping[str, object]]:

@@ -1,7 +1,8 @@
 """Distillation pairs: positives from a teacher, negatives from the student itself, kept only where clearly apart.
 
 Of all combinations of a problem's completions that pass the rules, those closest in length are taken: a pair that is
-right and long against wrong and short teaches length. What is dropped is counted by the rule that dropped it.
+right and long against wrong and short teaches length. Where one side is the longer one in most pairs nonetheless, the
+set can be balanced (`balanced`). What is dropped is counted by the rule that dropped it.
 """
 
 from collections import Counter
@@ -26,6 +27,9 @@ class PairRules:
         longest_ratio: the longer of the two may have at most so many times the tokens of the shorter.
         truncated_negatives: whether a negative may have been cut off at the length limit.
         thought: whether a positive has to open with one thought, closed (else it may hold none).
+        length_bias: the guard of the whole set, 0-1: the share of pairs whose positive is longer less the share of
+            those whose negative is. Beyond it, pairs of the more frequent kind are dropped, the most unequal first.
+            1 drops none; a bias above a half is said aloud either way.
     """
 
     margin: float = 0.5
@@ -34,12 +38,14 @@ class PairRules:
     longest_ratio: float = 2.0
     truncated_negatives: bool = False
     thought: bool = True
+    length_bias: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.margin <= 0 or self.pairs_per_problem < 1 or self.longest_ratio < 1:
+        if self.margin <= 0 or self.pairs_per_problem < 1 or self.longest_ratio < 1 or not 0 <= self.length_bias <= 1:
             raise UserError(
-                f"margin {self.margin}, {self.pairs_per_problem} pairs a problem, longest_ratio {self.longest_ratio}: "
-                "expected a margin above 0, at least one pair, a ratio of at least 1"
+                f"margin {self.margin}, {self.pairs_per_problem} pairs a problem, longest_ratio {self.longest_ratio}, "
+                f"length_bias {self.length_bias}: expected a margin above 0, at least one pair, a ratio of at least 1, "
+                "a bias in 0-1"
             )
 
 
@@ -106,6 +112,34 @@ def pairs_of(found: Candidates, rules: PairRules) -> list[Pair] | str:
     return chosen
 
 
+def length_bias(pairs: Sequence[Pair]) -> float:
+    """The share of pairs whose positive is longer, less the share of those whose negative is; -1 to 1, 0 for none."""
+    return fmean(_longer(pair) for pair in pairs) if pairs else 0.0
+
+
+def balanced(pairs: Sequence[Pair], rules: PairRules) -> tuple[list[Pair], list[Pair]]:
+    """The pairs kept, in their order, and those that the guard drops so that the bias stays within `length_bias`."""
+    side = 1 if length_bias(pairs) > 0 else -1
+    surplus = sorted(
+        (index for index, pair in enumerate(pairs) if _longer(pair) == side),
+        key=lambda index: -_ratio(pairs[index].chosen, pairs[index].rejected),
+    )
+    total, apart, dropped = len(pairs), abs(sum(map(_longer, pairs))), 0
+    while apart - dropped > rules.length_bias * (total - dropped) + 1e-9:
+        dropped += 1
+    gone = set(surplus[:dropped])
+    return (
+        [pair for index, pair in enumerate(pairs) if index not in gone],
+        [pair for index, pair in enumerate(pairs) if index in gone],
+    )
+
+
+def _longer(pair: Pair) -> int:
+    """1 where the positive has more tokens, -1 where the negative has."""
+    chosen, rejected = len(pair.chosen.tokens), len(pair.rejected.tokens)
+    return (chosen > rejected) - (chosen < rejected)
+
+
 def statistics(candidates: Sequence[Candidates], pairs: Sequence[Pair], dropped: Sequence[str]) -> Mapping[str, object]:
     """What went in and out: shares that are right, problems dropped by rule, and whether length gives pairs away."""
     teacher = [verdict.score for found in candidates for verdict in found.teacher_verdicts]
@@ -120,6 +154,7 @@ def statistics(candidates: Sequence[Candidates], pairs: Sequence[Pair], dropped:
         "chosen_tokens": round(fmean(len(pair.chosen.tokens) for pair in pairs), 2) if pairs else None,
         "rejected_tokens": round(fmean(len(pair.rejected.tokens) for pair in pairs), 2) if pairs else None,
         "chosen_longer_share": round(fmean(longer), 4) if longer else None,
+        "length_bias": round(length_bias(pairs), 4),
     }
 
 

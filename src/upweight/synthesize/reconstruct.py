@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Sampler
 from upweight.core.records import Conversation, Message, Problem
-from upweight.synthesize.prompts import fill, read_prompt
+from upweight.synthesize.prompts import fill, read_prompt, require
 from upweight.synthesize.refine import question_of, solution_of
 from upweight.synthesize.structured import Asking, Cost, ask, between
 from upweight.synthesize.trail import Refined
@@ -34,6 +35,15 @@ class Prompts:
 
     summary: str = field(default_factory=partial(read_prompt, "summary"))
     chain: str = field(default_factory=partial(read_prompt, "chain"))
+
+    def __post_init__(self) -> None:
+        require("summary", self.summary, "problem", "solution")
+        require("chain", self.chain, "problem", "solution")
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "Prompts":
+        """The prompts of a folder (summary.md, chain.md), each as shipped where it is not there."""
+        return cls(*(read_prompt(name, folder) for name in ("summary", "chain")))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ All problems go through the loop together, so that each part is asked in large b
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Sampler, Verifier
 from upweight.core.records import HIGHEST_SCORE, Completion, Problem
 from upweight.synthesize.checklist import Judgement, checklist_text, parse_checklist, parse_judgement
-from upweight.synthesize.prompts import fill, read_prompt
+from upweight.synthesize.prompts import fill, read_prompt, require
 from upweight.synthesize.structured import Asking, Cost, Reply, ask, between
 from upweight.synthesize.trail import Candidate, Criterion, CriterionScore, Critique, Refined, Stop, Trail, weighted
 from upweight.verify.answers import visible_part
@@ -32,6 +33,16 @@ class Prompts:
     checklist: str = field(default_factory=partial(read_prompt, "checklist"))
     critique: str = field(default_factory=partial(read_prompt, "critique"))
     revision: str = field(default_factory=partial(read_prompt, "revision"))
+
+    def __post_init__(self) -> None:
+        require("checklist", self.checklist, "problem")
+        require("critique", self.critique, "checklist", "answer")
+        require("revision", self.revision, "answer", "critique")
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "Prompts":
+        """The prompts of a folder (checklist.md, critique.md, revision.md), each as shipped where it is not there."""
+        return cls(*(read_prompt(name, folder) for name in ("checklist", "critique", "revision")))
 
 
 @dataclass(frozen=True)

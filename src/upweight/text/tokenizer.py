@@ -249,10 +249,14 @@ class Tokenizer:
             raise UserError(f"the tokenizer has no token number {number}")
         return str(text)
 
+    def to_json(self) -> str:
+        """All that turns text into ids, as tokenizer.json holds it."""
+        return str(self._backend.to_str())
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of what turns text into ids; the chat template does not count."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @functools.cached_property
     def _uncontrolled(self) -> tokenizers.Tokenizer:

@@ -13,7 +13,7 @@ from upweight.core.work import Estimate, Work
 from upweight.model.config import ModelConfig
 from upweight.model.transformer import make_model
 from upweight.model.weights import save
-from upweight.stages import gate, pair, reconstruct, refine
+from upweight.stages import gate, imitate, pair, reconstruct, refine
 from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize import stories
 from upweight.synthesize.pairs import PairRules
@@ -177,6 +177,36 @@ def test_pairs_hold_right_against_wrong(tmp_path: Path, problems: Path, monkeypa
     for found in pairs:
         assert found.chosen.policy == "solver 16"
         assert found.rejected.text.endswith(f"boxed{{{int(found.problem.answer or 0) + 1}}}")
+
+
+def test_any_sampler_can_be_the_teacher_and_its_text_is_read_anew(tmp_path: Path, problems: Path) -> None:
+    model = tiny_model(tmp_path / "made")
+    asked = work(tmp_path, "pair", problems=problems, student=model)
+    config = pair.Config(
+        problems={"stem.jsonl": 10},
+        teacher=Solver(16),
+        teacher_samples=1,
+        student_limits=Limits(max_new_tokens=8),
+        rules=PairRules(truncated_negatives=True, longest_ratio=100.0),
+    )
+    told = pair.run(config, asked)
+    tokenizer = Tokenizer.load(model / "model")
+    for found in read_jsonl(asked.out / "pairs.jsonl", Pair):
+        assert found.chosen.tokens == (*tokenizer.encode(found.chosen.text), tokenizer.end_of_turn)
+    assert told["length_bias"] == 1.0  # the solver writes more than eight tokens
+    guarded = replace(config, rules=replace(config.rules, length_bias=0.5))
+    with pytest.raises(UserError, match="one side is longer too often"):
+        pair.run(guarded, work(tmp_path, "guarded", problems=problems, student=model))
+
+
+def test_right_answers_become_conversations(tmp_path: Path, problems: Path) -> None:
+    asked = work(tmp_path, "imitate", problems=problems)
+    told = imitate.run(imitate.Config(problems={"stem.jsonl": 12}, author=Solver(8), samples=16, kept=2), asked)
+    assert (told["conversations"], told["right_share"]) == (12, 0.5)  # the same text counts once
+    talks = read_jsonl(asked.out / "conversations.jsonl", Conversation)
+    assert talks[0].messages == stories.conversation(STORIES[0]).messages
+    with pytest.raises(UserError, match="none of 12 problems has a right answer"):
+        imitate.run(imitate.Config({"stem.jsonl": 12}, Solver(0)), work(tmp_path, "wrong", problems=problems))
 
 
 def test_no_pair_at_all_is_an_error(tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> None:

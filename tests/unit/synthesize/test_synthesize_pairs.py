@@ -8,9 +8,9 @@ import pytest
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Prompt, Sampler, Verifier
-from upweight.core.records import Completion, Message, Problem, Verdict
+from upweight.core.records import Completion, Message, Pair, Problem, Verdict
 from upweight.synthesize.difficulty import Gate, histogram, measure
-from upweight.synthesize.pairs import Candidates, PairRules, judge, pairs_of, statistics
+from upweight.synthesize.pairs import Candidates, PairRules, balanced, judge, length_bias, pairs_of, statistics
 from upweight.synthesize.preferences import FAILURES, preference_pairs
 from upweight.verify.answers import AnswerVerifier
 from upweight.verify.compose import FormatVerifier
@@ -132,3 +132,20 @@ class Half(Verifier):
 def test_graded_scores_are_averaged() -> None:
     measured = measure(posed([0]), Sometimes(), Half(), Gate(count=4), Limits(max_new_tokens=4))
     assert (measured[0].rate, measured[0].dropped) == (0.5, None)
+
+
+def test_the_guard_balances_which_side_is_longer() -> None:
+    def pair(chosen: int, rejected: int) -> Pair:
+        return Pair(SUM, written(5, chosen), written(4, rejected))
+
+    # four longer positives, one longer negative: bias 3 / 5
+    pairs = [pair(12, 10), pair(18, 10), pair(11, 10), pair(15, 10), pair(10, 11)]
+    assert length_bias(pairs) == pytest.approx(0.6)
+    assert balanced(pairs, PairRules()) == (pairs, [])
+    # without the most unequal one 2 / 4, without the two most unequal ones 1 / 3
+    kept, dropped = balanced(pairs, PairRules(length_bias=0.4))
+    assert [len(one.chosen.tokens) for one in kept] == [12, 11, 10]
+    assert [len(one.chosen.tokens) for one in dropped] == [18, 15]
+    turned = [Pair(SUM, one.rejected, one.chosen) for one in pairs]
+    assert len(balanced(turned, PairRules(length_bias=0.0))[0]) == 2
+    assert balanced([], PairRules(length_bias=0.0)) == ([], [])

@@ -3,18 +3,26 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from upweight.core.errors import UserError
+from upweight.core.identity import canonical_json
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion, Message, Problem
+from upweight.core.work import Machine
+from upweight.rollout.remote import RemoteSampler
+from upweight.stages.refine import strictness
 from upweight.synthesize import stories
 from upweight.synthesize.checklist import parse_checklist, parse_judgement
 from upweight.synthesize.expert import POLICY, RuleBasedExpert
 from upweight.synthesize.pipelines import program
 from upweight.synthesize.programs import problem as program_problem
 from upweight.synthesize.prompts import fill
-from upweight.synthesize.refine import Cast, Loop, accepted, refine
+from upweight.synthesize.refine import Cast, Loop, Prompts, accepted, refine
+from upweight.synthesize.roles import Endpoint
+from upweight.synthesize.roles import cast as cast_part
 from upweight.synthesize.structured import Asking, FormError, NeverInForm, ask, between, json_object
 from upweight.synthesize.trail import Criterion, CriterionScore, Refined, weighted
 from upweight.verify.answers import AnswerVerifier
@@ -210,3 +218,37 @@ def test_weights_count() -> None:
 
 def test_values_are_not_searched_for_places() -> None:
     assert fill("<{{a}}>", a="{{b}}") == "<{{b}}>"
+
+
+def test_an_evaluator_that_praises_everything_is_reported() -> None:
+    kind, _, _ = scripted(score=9)
+    kind = Cast(kind.drafters, kind.checklist, [kind.evaluators[0], Says(lambda _: judging(3), "strict")], kind.reviser)
+    trails = refine([SUM] * 3, kind, None, Loop(drafts=1, rounds=1))
+    # three drafts and three revisions, which gain nothing
+    assert strictness(trails) == {
+        "critic": {"texts": 6, "mean_score": 9.0, "full_marks_share": 1.0},
+        "strict": {"texts": 6, "mean_score": 3.0, "full_marks_share": 0.0},
+    }
+
+
+def test_prompts_are_files_that_can_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "critique.md").write_text("Mark {{answer}} by {{checklist}}.")
+    own = Prompts.of(tmp_path)
+    assert own.critique == "Mark {{answer}} by {{checklist}}."
+    assert own.revision == Prompts().revision
+    cast, evaluator, _ = scripted()
+    refine([SUM], cast, None, Loop(drafts=1, prompts=own))
+    assert evaluator.asked[0].startswith("Mark \\boxed{4} by {")
+    (tmp_path / "critique.md").write_text("Mark it.")
+    with pytest.raises(UserError, match=r"critique has no place \{\{checklist\}\}, \{\{answer\}\}"):
+        Prompts.of(tmp_path)
+
+
+def test_a_part_can_be_an_endpoint() -> None:
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "teacher", extra='{"return_token_ids": true}')
+    sampler = cast_part(endpoint, {}, Machine())
+    assert isinstance(sampler, RemoteSampler)
+    assert (sampler.model, sampler.extra) == ("teacher", {"return_token_ids": True})
+    assert '"url":"http://127.0.0.1:9/v1"' in canonical_json(endpoint)
+    with pytest.raises(UserError, match="expected a JSON object"):
+        Endpoint("http://x/v1", "m", extra="[1]").open()

@@ -1,0 +1,107 @@
+"""smollm2: a real model on a laptop CPU in under an hour: SmolLM2-135M-Instruct learns three families of reasoning-gym.
+
+A rule-based solver works the problems out; what it writes is verified by the families' own verifiers. The student is
+fine-tuned on some of it (`sft`), a teacher on twice as much, and then the student learns from pairs of the solver's
+right and its own wrong answers, and from the teacher's distributions along both (`dpd`). All are measured on problems
+that nobody trained on. Needs `pip install 'upweight[gym]'`, and the model: from the hub, or `--model DIRECTORY`.
+"""
+
+from upweight.app.recipe import Recipe, Step
+from upweight.core.protocols import Limits
+from upweight.stages import adopt, collect, distill, evaluate, imitate, pair, report, sft
+from upweight.synthesize.pairs import PairRules
+from upweight.synthesize.portions import Portions, Take
+from upweight.synthesize.solver import RuleBasedSolver
+from upweight.train.optimizer import OptimizerConfig
+from upweight.verify.gym import Gym
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+FAMILIES = {
+    "chain_sum": {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 3},
+    "simple_equations": {"min_terms": 2, "max_terms": 2},
+    "leg_counting": {"min_animals": 2, "max_animals": 4},
+}
+ANSWER = Limits(max_new_tokens=160)
+
+
+def recipe(scale: float = 1.0, seed: int = 0, model: str = MODEL) -> Recipe:
+    """The whole run; `model` is a hub name or a directory."""
+
+    def of(amount: int) -> int:
+        return max(8, round(amount * scale))
+
+    adamw = OptimizerConfig(kind="adamw")
+    taught, paired = of(400), of(300)
+    problems = Step(
+        "problems",
+        collect,
+        collect.Config({"gym": Gym(FAMILIES, count=of(480), seed=seed)}, reserved_share=0.1),
+    )
+    base = Step("base", adopt, adopt.Config(model))
+
+    def solved(name: str, portion: Take) -> Step:
+        files: Portions = {"gym.jsonl": portion}
+        return Step(name, imitate, imitate.Config(files, author=RuleBasedSolver()), {"problems": problems})
+
+    def tuned(name: str, start: Step, examples: Step) -> Step:
+        config = sft.Config(
+            data=(sft.Part(f"{examples.name}/conversations.jsonl"),),
+            epochs=1,
+            context=512,
+            batch_tokens=1024,
+            microbatch_tokens=1024,
+            learning_rate=3e-4,
+            optimizer=adamw,
+            template=None,
+        )
+        return Step(name, sft, config, {"model": start, examples.name: examples})
+
+    first = solved("solved", Take(taught))
+    student = tuned("sft", base, first)
+    second = solved("solved_more", Take(taught, after=taught))
+    teacher = tuned("teacher", student, second)
+    pairs = Step(
+        "pairs",
+        pair,
+        pair.Config(
+            {"gym.jsonl": Take(paired, after=2 * taught)},
+            teacher=RuleBasedSolver(),
+            teacher_samples=1,
+            student_samples=2,
+            student_limits=ANSWER,
+            rules=PairRules(longest_ratio=2.5),
+        ),
+        {"problems": problems, "student": student},
+    )
+    distilled = Step(
+        "dpd",
+        distill,
+        distill.Config(
+            normalise="sequence",
+            pairs_a_step=8,
+            pairs_a_batch=4,
+            row_tokens=512,
+            learning_rate=5e-5,
+            optimizer=adamw,
+        ),
+        {"model": student, "teacher": teacher, "pairs": pairs},
+    )
+    checkpoints = {"base": base, "sft": student, "dpd": distilled, "teacher": teacher}
+    table = Step(
+        "evaluation",
+        evaluate,
+        evaluate.Config(
+            {"gym": "reserved_gym.jsonl"},
+            samples=4,
+            count=of(120),
+            limits=Limits(ANSWER.max_new_tokens, temperature=0.6, top_p=0.95),
+        ),
+        {"problems": problems, **checkpoints},
+    )
+    page = Step(
+        "report",
+        report,
+        report.Config(title="SmolLM2-135M on reasoning-gym"),
+        {step.name: step for step in (problems, first, second, pairs)} | checkpoints | {"evaluation": table},
+    )
+    return Recipe("smollm2", page, seed=seed)

@@ -1,0 +1,67 @@
+"""Pairs as a student reads them: prompt and responses as tokens, and what the reference thinks of the responses."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from upweight.core.errors import UserError
+from upweight.core.packing import sequence_sums
+from upweight.core.records import Pair
+from upweight.core.work import Monitor, Silent
+from upweight.model.language_model import LanguageModel
+from upweight.model.logprobs import token_logprobs
+from upweight.objectives.dpd import EncodedPair, pair_batch
+from upweight.text.chat import render
+from upweight.text.tokenizer import Tokenizer
+
+
+def encode_pair(tokenizer: Tokenizer, pair: Pair) -> EncodedPair:
+    """The pair as tokens: those that were sampled where the records hold them, else the text and the end of turn.
+
+    Raises UserError, naming the problem, where a response is empty and where both are the same.
+    """
+    prompt = render(tokenizer, pair.problem.messages)
+    chosen, rejected = (
+        tuple(member.tokens) or (*tokenizer.encode(member.text), tokenizer.end_of_turn)
+        for member in (pair.chosen, pair.rejected)
+    )
+    for name, member, tokens in (("chosen", pair.chosen, chosen), ("rejected", pair.rejected, rejected)):
+        if not member.tokens and not member.text.strip():
+            raise UserError(f"problem {pair.problem.id}: the {name} response of a pair is empty: drop the pair")
+        if max(tokens, default=0) >= tokenizer.vocab_size:
+            raise UserError(
+                f"problem {pair.problem.id}: the {name} response holds token {max(tokens)}, the tokenizer has "
+                f"{tokenizer.vocab_size:,}: the pair was sampled with another tokenizer; remove its tokens, so that "
+                "its text is read"
+            )
+    try:
+        return EncodedPair(tuple(prompt), chosen, rejected)
+    except UserError as error:
+        raise UserError(f"problem {pair.problem.id}: {error}") from None
+
+
+def referenced(
+    model: LanguageModel,
+    pairs: Sequence[EncodedPair],
+    *,
+    row_tokens: int = 2048,
+    pairs_a_batch: int = 8,
+    monitor: Monitor | None = None,
+) -> list[EncodedPair]:
+    """The pairs with the log-probabilities of their responses under `model` as it is now: it becomes the reference."""
+    done: list[EncodedPair] = []
+    with (monitor or Silent()).track("reference", total=len(pairs), unit="pairs") as bar, torch.no_grad():
+        for start in range(0, len(pairs), pairs_a_batch):
+            part = pairs[start : start + pairs_a_batch]
+            batch = pair_batch(part, row_tokens).to(next(model.parameters()).device)
+            sequences = batch.sequences
+            hidden = model(sequences.tokens, sequences.positions, sequences.attended)
+            logprobs = token_logprobs(hidden, model.unembedding, sequences.targets) * sequences.weights
+            sums = sequence_sums(logprobs, sequences.segments, len(batch.reference)).tolist()
+            done += [
+                replace(pair, reference_chosen=sums[2 * index], reference_rejected=sums[2 * index + 1])
+                for index, pair in enumerate(part)
+            ]
+            bar.advance(len(part))
+    return done
