@@ -159,7 +159,7 @@ def _distil(turns: Turns, work: Work, objective: Dpd, stored: Transformer | None
     with tempfile.TemporaryDirectory() as directory:
         signal = None if stored is None else _stored(Path(directory), stored, pairs)
         reference = copy.deepcopy(policy) if objective.sequence else None
-        _train(turns, policy, pairs, objective, Machine(compile="on"), signal=signal, reference=reference)
+        _train(turns, policy, pairs, objective, Machine(compile="off"), signal=signal, reference=reference)
 
 
 def _train(
