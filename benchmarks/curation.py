@@ -291,7 +291,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the rows into docs/benchmarks.md")
     chosen = parser.parse_args()
     for name in chosen.work:
-        command = f"python -m benchmarks.curation {name} --documents {chosen.documents} --rounds {chosen.rounds}"
+        size = f"--vectors {chosen.vectors}" if name == "search" else f"--documents {chosen.documents}"
+        command = f"python -m benchmarks.curation {name} {size} --rounds {chosen.rounds}"
         made = [
             Row(work, peer, figures, found, command, machine(), "one thread")
             for work, peer, figures, found in rows_of(name, chosen)
