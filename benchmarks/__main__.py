@@ -110,6 +110,7 @@ def _rows(name: str, chosen: argparse.Namespace) -> list[Row]:
     kept = {key: value for key, value in contenders.items() if key == "upweight" or chosen.only in key}
     turns = contest(kept, work, rounds=chosen.rounds, steps=chosen.steps, warmup=chosen.warmup)
     command = f"python -m benchmarks {name} --rounds {chosen.rounds} --steps {chosen.steps}"
+    command += f' --only "{chosen.only}"' if chosen.only else ""
     row = partial(Row, work=work.name, command=command, machine=machine(), dtype=ours.dtype())
     mine = turns.pop("upweight")
     made = []
