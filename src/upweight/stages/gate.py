@@ -1,15 +1,21 @@
-"""gate: keep the problems that the checkpoint solves sometimes, by avg@count strictly inside (low, high)."""
+"""gate: keep the problems that the checkpoint solves sometimes, by avg@count strictly inside (low, high).
 
+An earlier gate's artifact as the input "measured" spares sampling what it has measured already: problems that the same
+weights answered as often, decoded and judged alike. Other bounds, or more problems, then cost only what is new.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from upweight.core.errors import UserError
-from upweight.core.identity import seed_for
-from upweight.core.protocols import Limits
+from upweight.core.identity import fingerprint, seed_for
+from upweight.core.protocols import Limits, Sampler
 from upweight.core.records import Problem
 from upweight.core.work import Estimate, Summary, Work
-from upweight.store.jsonl import write_jsonl
+from upweight.store.artifact import write_whole
+from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.difficulty import Gate, Measured, histogram, measure
 from upweight.synthesize.portions import Portions, listed, read_portions
@@ -17,6 +23,7 @@ from upweight.synthesize.roles import Checkpoint, cast
 from upweight.verify.reward import RewardConfig, open_verifier
 
 EXAMPLES = 3
+ORIGIN = "measured_by.json"
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,16 @@ def run(config: Config, work: Work) -> Summary:
     """Write `problems.jsonl` (kept), `dropped.jsonl` (with the reason) and `measured.jsonl` (all)."""
     problems = read_portions(work.inputs["problems"], config.problems)
     sampler = cast(Checkpoint("model"), work.inputs, work.machine)
+    origin = _origin(sampler, config)
+    known = _known(work, origin, config.gate)
     limits = replace(config.limits, seed=seed_for(work.seed, "gate"))
     measured: list[Measured] = []
     with open_verifier(config.reward, work.inputs, work.machine) as verifier:
 
         def work_off(block: Sequence[Problem]) -> Sequence[Measured]:
-            return measure(block, sampler, verifier, config.gate, limits)
+            new = [problem for problem in block if problem.id not in known]
+            found = {one.problem.id: one for one in measure(new, sampler, verifier, config.gate, limits)} | known
+            return [found[problem.id] for problem in block]
 
         blocks = in_blocks(
             work.out / "blocks", problems, config.block, Measured, work_off, work.monitor, "measure difficulty"
@@ -69,6 +80,7 @@ def run(config: Config, work: Work) -> Summary:
     write_jsonl(work.out / "problems.jsonl", kept)
     write_jsonl(work.out / "dropped.jsonl", [one for one in measured if one.dropped is not None])
     write_jsonl(work.out / "measured.jsonl", measured)
+    write_whole(work.out / ORIGIN, json.dumps({"fingerprint": origin}))
     clear(work.out / "blocks")
     return {
         **histogram(measured, config.gate),
@@ -78,6 +90,27 @@ def run(config: Config, work: Work) -> Summary:
             for reason in ("kept", "too easy", "too hard")
         },
     }
+
+
+def _origin(sampler: Sampler, config: Config) -> str:
+    """What a rate is a rate of: who answered, how often, how decoded and how judged. Seeds and bounds do not count."""
+    policy = getattr(sampler, "policy", "")  # of a checkpoint, the fingerprint of its weights
+    return fingerprint([policy, config.gate.count, replace(config.limits, seed=0), config.reward])
+
+
+def _known(work: Work, origin: str, gate: Gate) -> dict[str, Measured]:
+    """What the input "measured" knows already, by this gate's bounds. Raises UserError where it measured otherwise."""
+    if "measured" not in work.inputs:
+        return {}
+    earlier = work.inputs["measured"]
+    stored = json.loads((earlier / ORIGIN).read_text())["fingerprint"] if (earlier / ORIGIN).exists() else None
+    if stored != origin:
+        raise UserError(
+            f"{earlier} was measured with other weights, another number of samples, other limits or another reward "
+            'than this gate asks for: leave the input "measured" out, or give one of the same checkpoint and settings'
+        )
+    found = read_jsonl(earlier / "measured.jsonl", Measured)
+    return {one.problem.id: replace(one, dropped=gate.reason(one.rate)) for one in found}
 
 
 def _example(one: Measured) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from upweight.model.weights import save
 from upweight.stages import gate, imitate, pair, reconstruct, refine
 from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize import stories
+from upweight.synthesize.difficulty import Gate
 from upweight.synthesize.pairs import PairRules
 from upweight.synthesize.pipelines import program
 from upweight.synthesize.programs import problem as program_problem
@@ -125,6 +126,29 @@ def test_the_gate_stops_when_it_has_enough(tmp_path: Path, problems: Path, monke
     monkeypatch.setattr(gate, "cast", lambda *_: Solver(8))
     summary = gate.run(gate.Config(block=16, enough=20), work(tmp_path, "gate", problems=problems))
     assert (summary["kept"], summary["not_measured"]) == (32, 8)  # two whole blocks of 16
+
+
+def test_what_an_earlier_gate_measured_is_not_sampled_again(
+    tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "cast", lambda *_: Solver(8))
+    gate.run(gate.Config(problems={"stem.jsonl": 30}, block=16), work(tmp_path, "first", problems=problems))
+    asked: list[int] = []
+    sample = Solver.sample
+
+    def counted(self: Solver, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+        asked.append(len(prompts))
+        return sample(self, prompts, count=count, limits=limits)
+
+    monkeypatch.setattr(Solver, "sample", counted)
+    again = work(tmp_path, "again", problems=problems, measured=tmp_path / "first")
+    summary = gate.run(gate.Config(gate=Gate(low=0.5, high=0.9), block=16), again)
+    assert sum(asked) == 10  # forty problems, thirty of them known
+    # by the new bounds: 8 of 16 is not above 0.5
+    assert (summary["problems"], summary["kept"]) == (40, 0)
+    other = work(tmp_path, "other", problems=problems, measured=tmp_path / "first")
+    with pytest.raises(UserError, match="another number of samples"):
+        gate.run(gate.Config(gate=Gate(count=8)), other)
 
 
 def test_win_rates_are_no_gate() -> None:
