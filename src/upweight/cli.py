@@ -99,18 +99,59 @@ def run(
             run_recipe(recipe, choice.root, machine=machine, rebuild=rebuild, until=until, track=track)
 
 
-@app.command
-def plan(choice: OmitArgPrefixes[Choice], hardware: OmitArgPrefixes[Hardware], price_per_hour: float = 0.0) -> None:
-    """Say what a recipe will cost before anything runs: tokens, operations, memory, disk, time.
+@dataclass(frozen=True)
+class Target:
+    """Another machine to plan for than this one."""
 
-    Times follow from a measurement of this machine that takes about a second.
+    gpu: str | None = None
+    """Its GPUs: A100, H100, H200, B200, L40S, RTX4090, RTX5090, or a name of your own with the four figures below."""
+    gpus: int = 1
+    """How many of them."""
+    gpu_tflops: float | None = None
+    """Peak of dense bf16 products of one, in 1e12 operations a second."""
+    gpu_memory: float | None = None
+    """Memory of one, in 1e9 bytes."""
+    gpu_bandwidth: float | None = None
+    """Bandwidth of its memory, in 1e9 bytes a second."""
+    gpu_link: float | None = None
+    """Bandwidth to other GPUs, one way, in 1e9 bytes a second."""
+    gpu_price: float = 0.0
+    """What an hour of one costs, in your currency; 0 leaves money out."""
+    attained: float | None = None
+    """The share of the peak that training attains; default 0.38."""
+
+
+@app.command
+def plan(
+    choice: OmitArgPrefixes[Choice],
+    hardware: OmitArgPrefixes[Hardware],
+    target: OmitArgPrefixes[Target],
+    price_per_hour: float = 0.0,
+) -> None:
+    """Say what a recipe will cost before anything runs: tokens, operations, memory, disk, time, money.
+
+    On this machine times follow from a measurement that takes about a second. With --gpu they are those of another:
+    upweight plan nanbeige4_3b --gpu H100 --gpus 256 --sharding fsdp --recompute 1 --gpu-price 2.5
 
     Args:
         price_per_hour: What an hour of this machine costs, in your currency; 0 leaves money out.
     """
+    from upweight.app.cluster import describe
     from upweight.app.planner import print_plan
 
-    print_plan(_found(choice), _machine(hardware), price_per_hour)
+    cluster = None
+    if target.gpu is not None:
+        cluster = describe(
+            target.gpu,
+            count=target.gpus,
+            tflops=target.gpu_tflops,
+            memory_gb=target.gpu_memory,
+            bandwidth_gb=target.gpu_bandwidth,
+            link_gb=target.gpu_link,
+            price_per_hour=target.gpu_price,
+            attained=target.attained,
+        )
+    print_plan(_found(choice), _machine(hardware), price_per_hour, cluster)
 
 
 @app.command
@@ -130,53 +171,78 @@ def show(choice: OmitArgPrefixes[Choice], step: str | None = None) -> None:
 
 
 @app.command
-def report(choice: OmitArgPrefixes[Choice], out: Path = Path("report.html")) -> None:
+def report(choice: OmitArgPrefixes[Choice], out: Path = Path("report.html"), follow: int = 0) -> None:
     """Write one self-contained HTML page about what is complete so far, also while a run goes on.
 
     Args:
         out: The file to write.
+        follow: Write it again every FOLLOW seconds until all is complete; an open browser reads it again as well.
     """
-    from upweight.app.show import write_report
+    from upweight.app.show import follow_report, write_report
 
-    print(write_report(_found(choice), choice.root, out))
+    if follow > 0:
+        follow_report(_found(choice), choice.root, out, follow)
+    else:
+        print(write_report(_found(choice), choice.root, out))
 
 
 @app.command(name="eval")
 def evaluate(
     models: Positional[tuple[str, ...]],
-    on: UseAppendAction[tuple[Path, ...]],
+    on: UseAppendAction[tuple[str, ...]],
     hardware: OmitArgPrefixes[Hardware],
-    k: int = 8,
+    k: int = 0,
     count: int = 0,
-    temperature: float = 0.6,
-    top_p: float = 0.95,
-    max_new_tokens: int = 512,
+    judge: str | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     root: Path = Path("runs"),
     out: Path = Path("evals"),
+    inspect_logs: Path | None = None,
 ) -> None:
-    """Measure checkpoints on problems: avg@k with 95% intervals, and paired differences between two of them.
+    """Measure models on benchmarks: avg@k with 95% intervals, and paired differences between two of them.
 
-    Every sample is kept with its verdict and reason in OUT/MODEL/PROBLEMS.jsonl; what is there is not sampled again.
+    Example: upweight eval quickstart:sft quickstart:dpd --on aime2024,gsm8k=test.jsonl --k 8
+
+    Every sample is kept with its verdict and reason in OUT/MODEL/BENCHMARK.jsonl. A problem that the same model was
+    asked in the same way before is not sampled again; a run that was stopped goes on.
 
     Args:
-        models: Checkpoint directories, or RECIPE for its final checkpoint, or RECIPE:STEP.
-        on: A file of problems, one JSON object a line: {"question": ..., "answer": ...} or {"question": ..., "tests":
-            [...]} or the package's own Problem records. May be given several times.
-        k: Samples of each problem.
-        count: Take the first COUNT problems; 0 takes all.
-        temperature: 0 is greedy.
-        top_p: Keep the smallest set of tokens with this probability.
-        max_new_tokens: Longer answers are cut off and counted as truncated.
-        seed: Seed of the sampling.
+        models: A checkpoint directory, RECIPE for its final checkpoint, RECIPE:STEP, a hub name such as
+            Qwen/Qwen3-0.6B, or an OpenAI-compatible endpoint such as http://127.0.0.1:8000/v1#NAME.
+        on: What to measure on, with commas between or given several times: aime2024, aime2025, arena_hard, bfcl,
+            bits_per_byte, fullstack, gpqa, gsm8k, humaneval, ifeval, math500, mbpp, reasoning_gym, supergpqa. Their
+            data come from the hub, from a package, or from a file, NAME=FILE; NAME:PART+PART takes parts. Or a file of
+            your own problems, one JSON object a line, {"question": ..., "answer": ...} or {"question": ..., "tests":
+            [...]}, or a Python file with a benchmark of your own.
+        k: Samples of each problem; 0 takes the benchmark's own, 8 or 3.
+        count: So many problems of each, evenly from all; 0 takes all.
+        judge: The model that judges, named like any other, for benchmarks that need one (arena_hard).
+        temperature: 0 is greedy. Default: 0.6, as the report.
+        top_p: Keep the smallest set of tokens with this probability. Default: 0.95, as the report.
+        max_new_tokens: Longer answers are cut off and counted. Default: 65,536, or what the model's context leaves.
+        seed: Seed of the sampling, and of what a benchmark draws (the order of options).
         root: Where recipes keep their artifacts.
         out: Where the samples and the table are written.
+        inspect_logs: Also write the results there as logs that the viewer of inspect-ai opens.
     """
-    from upweight.app.measure import measure_models
-    from upweight.core.protocols import Limits
+    from upweight.app.measure import Decoding, measure_models
 
-    limits = Limits(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    measure_models(models, on, root=root, out=out, samples=k, count=count, limits=limits, machine=_machine(hardware))
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    measure_models(
+        models,
+        on,
+        root=root,
+        out=out,
+        k=k,
+        count=count,
+        decoding=decoding,
+        judge=judge,
+        machine=_machine(hardware),
+        inspect_logs=inspect_logs,
+    )
 
 
 @app.command
@@ -291,6 +357,71 @@ def distill(
 
 
 @app.command
+def compare(
+    bases: Positional[tuple[str, ...]],
+    data: UseAppendAction[tuple[str, ...]],
+    on: UseAppendAction[tuple[str, ...]],
+    hardware: OmitArgPrefixes[Hardware],
+    samples: int = 500_000,
+    epochs: int = 2,
+    context: int = 4096,
+    batch_tokens: int = 131_072,
+    microbatch_tokens: int = 8192,
+    learning_rate: float = 2e-5,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    k: int = 0,
+    count: int = 0,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    name: str = "bases",
+    root: Path = Path("runs"),
+    out: Path = Path("evals"),
+) -> None:
+    """Compare base models by fine-tuning all of them alike, as the report does: one table at the end.
+
+    Example: upweight compare base_a base_b --data chats.jsonl --data owner/name --on gsm8k,ifeval --samples 500000
+
+    Args:
+        bases: Model directories, RECIPE:STEP, or hub names; two or more.
+        data: Conversations to tune on: a path or pattern of .jsonl or .parquet files, or a data set on the hub. Given
+            several times, every base is tuned on each of them apart.
+        on: What to measure on afterwards, as for `upweight eval`.
+        samples: Conversations of each set, evenly from all of it; 0 takes all.
+        epochs: Passes over them.
+        context: Tokens of a row; longer conversations are left out and counted.
+        batch_tokens: Tokens of one optimizer step.
+        microbatch_tokens: Tokens of one forward pass.
+        learning_rate: Highest of the schedule, with AdamW.
+        dtype: What matrix products are computed in.
+        k: Samples of each problem; 0 takes the benchmark's own.
+        count: So many problems of each benchmark, evenly from all; 0 takes all.
+        max_new_tokens: Longer answers are cut off and counted. Default: 65,536, or what the context leaves.
+        seed: Seed of training and sampling.
+        name: The tuned models are kept in ROOT/NAME.
+        root: Where recipes keep their artifacts.
+        out: Where the samples and the table are written.
+    """
+    from upweight.app.compare import Tuning, compare_bases
+    from upweight.app.measure import Decoding
+
+    tuning = Tuning(samples, epochs, context, batch_tokens, microbatch_tokens, learning_rate, dtype)
+    compare_bases(
+        bases,
+        data,
+        on,
+        tuning=tuning,
+        root=root,
+        name=name,
+        out=out,
+        machine=_machine(hardware),
+        seed=seed,
+        k=k,
+        count=count,
+        decoding=Decoding(max_new_tokens=max_new_tokens, seed=seed),
+    )
+
+
+@app.command
 def chat(
     model: Positional[str],
     hardware: OmitArgPrefixes[Hardware],
@@ -299,13 +430,19 @@ def chat(
     top_p: float = 0.95,
     max_new_tokens: int = 512,
     thinking: bool = True,
+    against: str | None = None,
+    each_line: bool = False,
     seed: int = 0,
     root: Path = Path("runs"),
 ) -> None:
-    """Talk to a model in the terminal. /new starts over, /quit leaves; a pipe gives one answer a line.
+    """Talk to a model in the terminal. /new starts over, /quit leaves.
+
+    What comes from a pipe is one message, whole, and is answered once: upweight chat quickstart < question.txt
 
     Args:
-        model: A checkpoint directory, or RECIPE for its final checkpoint, or RECIPE:STEP.
+        model: A checkpoint directory, RECIPE for its final checkpoint, RECIPE:STEP, or a hub name.
+        against: A second model that answers beside the first, to compare.
+        each_line: Each line of a pipe is a question of its own, answered without the others.
         system: A system message to begin with.
         temperature: 0 is greedy.
         top_p: Keep the smallest set of tokens with this probability.
@@ -318,7 +455,15 @@ def chat(
     from upweight.core.protocols import Limits
 
     limits = Limits(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    talk(model, root=root, limits=limits, machine=_machine(hardware), system=system, thinking=thinking)
+    talk(
+        [model, against] if against else [model],
+        root=root,
+        limits=limits,
+        machine=_machine(hardware),
+        system=system,
+        thinking=thinking,
+        each_line=each_line,
+    )
 
 
 @app.command
@@ -328,7 +473,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     max_new_tokens: int = 2048,
-    concurrent: int = 32,
+    concurrent: int = 128,
+    rows: int = 64,
     root: Path = Path("runs"),
 ) -> None:
     """Serve a model over HTTP: the OpenAI interface below /v1, and a page to chat at /.
@@ -338,13 +484,14 @@ def serve(
         host: The address to listen on. The default can be reached from this machine alone; there is no password.
         port: The port to listen on.
         max_new_tokens: The longest answer that a request may ask for.
-        concurrent: Requests answered at a time; more are turned away with status 429.
+        concurrent: Answers being made or waiting at a time; more requests are turned away with status 429.
+        rows: Answers decoded together; fewer where 4 GB do not hold the context of so many.
         root: Where recipes keep their artifacts.
     """
     from upweight.app.serve import ServeConfig
     from upweight.app.serve import serve as serve_model
 
-    config = ServeConfig(host=host, port=port, max_new_tokens=max_new_tokens, concurrent=concurrent)
+    config = ServeConfig(host=host, port=port, max_new_tokens=max_new_tokens, concurrent=concurrent, rows=rows)
     serve_model(model, root=root, machine=_machine(hardware), config=config)
 
 

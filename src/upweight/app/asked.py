@@ -1,5 +1,6 @@
 """What may be asked over HTTP, and how its answer is written: the OpenAI interface's requests and choices."""
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,12 +10,13 @@ from pydantic import BaseModel, Field
 from upweight.app.engine import Piece
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
-from upweight.core.records import Message
-from upweight.text.chat import render
+from upweight.core.records import Message, Role, ToolCall
 from upweight.text.tokenizer import Tokenizer
+from upweight.text.tool_calls import Reply, parse_reply, render_with_tools
 
 DEFAULT_TEXT_TOKENS = 16
 MOST_ANSWERS = 16
+MOST_ALTERNATIVES = 20
 
 
 class StreamOptions(BaseModel):
@@ -26,15 +28,43 @@ class TextPart(BaseModel):
     text: str
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str = "{}"
+
+
+class Called(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Turn(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
+    tool_calls: Annotated[list[Called], Field(max_length=128)] | None = None
+    tool_call_id: str | None = None
 
     def message(self) -> Message:
         """The turn as a record; parts of text are joined."""
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return Message("system" if self.role == "developer" else self.role, text)
+        calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or [])
+        role: Role = "system" if self.role == "developer" else self.role
+        return Message(role, text, tool_calls=calls, tool_call_id=self.tool_call_id)
+
+
+class Function(BaseModel):
+    """A function that may be called; its parameters are a JSON schema."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class FunctionTool(BaseModel):
+    type: Literal["function"]
+    function: Function
 
 
 class Asked(BaseModel, ABC):
@@ -61,6 +91,16 @@ class Asked(BaseModel, ABC):
     @abstractmethod
     def wants_logprobs(self) -> bool: ...
 
+    @property
+    @abstractmethod
+    def alternatives(self) -> int:
+        """How many of the likeliest tokens are to be told at each place."""
+
+    @property
+    def writes_whole(self) -> bool:
+        """Whether a streamed answer can only be told once it is whole: one that may turn out to be calls."""
+        return False
+
     @abstractmethod
     def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
         """The tokens of each answer's prompt, `n` times each."""
@@ -84,6 +124,10 @@ class Asked(BaseModel, ABC):
     def token_ids(self, pieces: Sequence[Piece]) -> dict[str, list[int]]:
         """The ids of the answer's tokens where they were asked for, as vLLM gives them."""
         return {"token_ids": [piece.token for piece in pieces]} if self.return_token_ids else {}
+
+    def whole_piece(self, index: int, pieces: Sequence[Piece], finish: str, tokenizer: Tokenizer) -> Mapping[str, Any]:
+        """A whole answer as the one chunk of a stream."""
+        return self.choice(index, pieces, finish, tokenizer)
 
     def limits(self, room: int, seed: int, index: int) -> Limits:
         """How to decode the answer `index`. Raises UserError where the prompt leaves no room."""
@@ -112,19 +156,33 @@ class ChatRequest(Asked):
     messages: Annotated[list[Turn], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[Any] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
 
     @property
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
 
+    @property
+    def alternatives(self) -> int:
+        return self.top_logprobs or 0
+
+    @property
+    def writes_whole(self) -> bool:
+        return bool(self._schemas())
+
     def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
-        if self.tools:
-            raise UserError("tools are not served yet: leave them out, or describe them in the system message")
-        if self.top_logprobs:
-            raise UserError("top_logprobs is not served: logprobs gives that of the chosen token")
-        return [render(tokenizer, [turn.message() for turn in self.messages])] * self.n
+        if self.top_logprobs and not self.logprobs:
+            raise UserError("top_logprobs needs logprobs: true")
+        messages = [turn.message() for turn in self.messages]
+        return [render_with_tools(tokenizer, messages, self._schemas())] * self.n
+
+    def _schemas(self) -> list[dict[str, Any]]:
+        """The functions that may be called. A choice that would have to be forced on the model is refused."""
+        if self.tool_choice not in (None, "none", "auto"):
+            raise UserError('tool_choice can be "auto" or "none": a model cannot be made to call a function here')
+        return [] if self.tool_choice == "none" else [tool.model_dump() for tool in self.tools or []]
 
     def wanted_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -136,8 +194,26 @@ class ChatRequest(Asked):
         delta = {"content": piece.text} if piece.text else {}
         return {"index": index, "delta": delta, "finish_reason": finish} | self._logprobs([piece], tokenizer)
 
+    def whole_piece(self, index: int, pieces: Sequence[Piece], finish: str, tokenizer: Tokenizer) -> Mapping[str, Any]:
+        """A whole answer as the one chunk of a stream."""
+        choice = dict(self.choice(index, pieces, finish, tokenizer))
+        message = choice.pop("message")
+        delta: dict[str, Any] = {"content": message["content"]}
+        if "tool_calls" in message:
+            delta["tool_calls"] = [{"index": place, **call} for place, call in enumerate(message["tool_calls"])]
+        return {**choice, "delta": delta}
+
     def choice(self, index: int, pieces: Sequence[Piece], finish: str, tokenizer: Tokenizer) -> Mapping[str, Any]:
-        message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
+        text = "".join(piece.text for piece in pieces)
+        reply = parse_reply(text, prefix=f"call_{uuid.uuid4().hex[:12]}") if self._schemas() else Reply(text, ())
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
+        if reply.calls:
+            finish = "tool_calls"
+            message["content"] = reply.text or None
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in reply.calls
+            ]
         choice = {"index": index, "message": message, "finish_reason": finish, **self.token_ids(pieces)}
         return choice | self._logprobs(pieces, tokenizer)
 
@@ -145,15 +221,16 @@ class ChatRequest(Asked):
         if not self.wants_logprobs:
             return {"logprobs": None}
         rows = [
-            {
-                "token": tokenizer.decode([piece.token]),
-                "logprob": piece.logprob,
-                "bytes": list(tokenizer.decode([piece.token]).encode()),
-                "top_logprobs": [],
-            }
+            _told(piece.token, piece.logprob, tokenizer)
+            | {"top_logprobs": [_told(token, logprob, tokenizer) for token, logprob in piece.alternatives]}
             for piece in pieces
         ]
         return {"logprobs": {"content": rows, "refusal": None}}
+
+
+def _told(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = tokenizer.decode([token])
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
 class TextRequest(Asked):
@@ -164,16 +241,20 @@ class TextRequest(Asked):
     prefix: ClassVar[str] = "cmpl"
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
-    logprobs: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     echo: bool = False
 
     @property
     def wants_logprobs(self) -> bool:
         return self.logprobs is not None
 
+    @property
+    def alternatives(self) -> int:
+        return self.logprobs or 0
+
     def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
-        if self.echo or self.logprobs not in (None, 0, 1):
-            raise UserError("echo, and logprobs above 1, are not served")
+        if self.echo:
+            raise UserError("echo is not served: send the prompt and read the answer")
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         read = [tokenizer.encode(text) or [tokenizer.end_of_text] for text in texts]
         return [tokens for tokens in read for _ in range(self.n)]
@@ -196,8 +277,12 @@ class TextRequest(Asked):
             logprobs = {
                 "tokens": tokens,
                 "token_logprobs": [piece.logprob for piece in pieces],
-                "top_logprobs": [{token: piece.logprob} for token, piece in zip(tokens, pieces, strict=True)],
-                "text_offset": [],
+                "top_logprobs": [
+                    {tokenizer.decode([token]): logprob for token, logprob in piece.alternatives}
+                    or {tokenizer.decode([piece.token]): piece.logprob}
+                    for piece in pieces
+                ],
+                "text_offset": [sum(map(len, tokens[:place])) for place in range(len(tokens))],
             }
         text = "".join(piece.text for piece in pieces)
         choice = {"index": index, "text": text, "finish_reason": finish, "logprobs": logprobs}

@@ -1,78 +1,95 @@
-"""Talking to a checkpoint in the terminal: the answer appears as it is made, the thinking dimmed."""
+"""Talking to a checkpoint in the terminal: the answer appears as it is made, the thinking dimmed; two side by side."""
 
+import queue
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
-from upweight.app.engine import Engine
-from upweight.app.lineage import find_model
+from upweight.app.engine import Engine, Piece, open_engine
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
 from upweight.core.work import Machine
-from upweight.model.language_model import load
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
 
 THINK, END_THINK = "<think>", "</think>"
 LEAVE, ANEW = ("/quit", "/exit"), "/new"
+CUT_OFF = Text(" [cut off: the limit of new tokens is reached]", style="yellow")
+
+
+@dataclass
+class Talker:
+    """One model and its side of the conversation."""
+
+    name: str
+    engine: Engine
+    messages: list[Message]
 
 
 def chat(
-    given: str,
+    given: Sequence[str],
     *,
     root: Path,
     limits: Limits,
     machine: Machine,
     system: str | None = None,
     thinking: bool = True,
+    each_line: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Answer what is typed, or each line of a pipe, until its end.
+    """Answer what is typed, until its end; or what comes from a pipe, as one message.
 
     Args:
-        given: a model directory, RECIPE or RECIPE:STEP.
+        given: one model, or two that answer side by side; see app/lineage.find_model.
         thinking: show what stands between the thinking marks, dimmed.
+        each_line: each line of a pipe is a question of its own.
     """
     console = console or Console(highlight=False)
-    directory = find_model(given, root)
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    model, config = load(directory, device=machine.device)
-    tokenizer = Tokenizer.load(directory)
-    engine = Engine(model, tokenizer)
     opening = [Message("system", system)] if system else []
-    messages = list(opening)
-    if sys.stdin.isatty():
-        console.print(
-            f"{directory}: {config.parameter_count():,} parameters. /new starts over, /quit leaves.", style="dim"
-        )
+    talkers: list[Talker] = []
     try:
-        for line in _lines(console):
-            if line in LEAVE:
-                break
-            if line == ANEW:
-                messages = list(opening)
-            elif line:
-                messages = fitted(tokenizer, [*messages, Message("user", line)], len(opening), engine.capacity)
-                answer = _answer(engine, messages, limits, console, thinking)
-                messages.append(Message("assistant", answer))
+        for name in given:
+            talkers.append(Talker(name, open_engine(name, root=root, device=machine.device), list(opening)))
+        if sys.stdin.isatty():
+            for talker in talkers:
+                size = talker.engine.model.config.parameter_count()
+                console.print(f"{talker.name}: {size:,} parameters. /new starts over, /quit leaves.", style="dim")
+        for line, anew in _messages(console, each_line):
+            if anew:
+                for talker in talkers:
+                    talker.messages = list(opening)
+            if line:
+                _exchange(talkers, line, len(opening), limits, console, thinking)
     finally:
-        engine.close()
+        for talker in talkers:
+            talker.engine.close()
 
 
-def _lines(console: Console) -> Iterator[str]:
-    """What is typed, with a prompt on a terminal."""
+def _messages(console: Console, each_line: bool) -> Iterator[tuple[str, bool]]:
+    """What to answer, and whether a conversation begins with it."""
+    if not sys.stdin.isatty():
+        read = sys.stdin.read()
+        yield from ((text.strip(), True) for text in (read.splitlines() if each_line else [read]))
+        return
     while True:
         try:
-            yield (console.input("[bold]> [/]") if sys.stdin.isatty() else input()).strip()
+            line = console.input("[bold]> [/]").strip()
         except EOFError:
             return
+        if line in LEAVE:
+            return
+        yield ("", True) if line == ANEW else (line, False)
 
 
 def fitted(tokenizer: Tokenizer, messages: list[Message], opening: int, capacity: int) -> list[Message]:
@@ -87,19 +104,83 @@ def fitted(tokenizer: Tokenizer, messages: list[Message], opening: int, capacity
     return messages
 
 
-def _answer(engine: Engine, messages: list[Message], limits: Limits, console: Console, thinking: bool) -> str:
+def _exchange(
+    talkers: Sequence[Talker], line: str, opening: int, limits: Limits, console: Console, thinking: bool
+) -> None:
+    """Ask all of them, show the answers as they come, and keep them in the conversations."""
+    for talker in talkers:
+        asked = [*talker.messages, Message("user", line)]
+        talker.messages = fitted(talker.engine.tokenizer, asked, opening, talker.engine.capacity)
+    if len(talkers) == 1:
+        answers = [_answer(talkers[0], limits, console, thinking)]
+    else:
+        answers = _side_by_side(talkers, limits, console, thinking)
+    for talker, answer in zip(talkers, answers, strict=True):
+        talker.messages.append(Message("assistant", answer))
+
+
+def _pieces(talker: Talker, limits: Limits) -> Iterator[Piece]:
+    prompt = render(talker.engine.tokenizer, talker.messages)
+    room = min(limits.max_new_tokens, talker.engine.capacity - len(prompt))
+    yield from talker.engine.stream(prompt, replace(limits, max_new_tokens=room))
+
+
+def _answer(talker: Talker, limits: Limits, console: Console, thinking: bool) -> str:
     """Print the answer as it comes and return it whole."""
-    prompt = render(engine.tokenizer, messages)
-    room = min(limits.max_new_tokens, engine.capacity - len(prompt))
     shown = Shown(thinking)
     whole, stop = "", None
-    for piece in engine.stream(prompt, replace(limits, max_new_tokens=room)):
+    for piece in _pieces(talker, limits):
         whole += piece.text
         stop = piece.stop
         for text, dimmed in shown.parts(piece.text):
             console.print(Text(text, style="dim" if dimmed else ""), end="", soft_wrap=True)
-    console.print(Text(" [cut off: the limit of new tokens is reached]", style="yellow") if stop == "length" else "")
+    console.print(CUT_OFF if stop == "length" else "")
     return whole
+
+
+def _side_by_side(talkers: Sequence[Talker], limits: Limits, console: Console, thinking: bool) -> list[str]:
+    """Both answers in two columns, growing as they come."""
+    arrived: queue.SimpleQueue[tuple[int, Piece | None]] = queue.SimpleQueue()
+
+    def follow(place: int) -> None:
+        try:
+            for piece in _pieces(talkers[place], limits):
+                arrived.put((place, piece))
+        finally:
+            arrived.put((place, None))
+
+    shown = [Shown(thinking) for _ in talkers]
+    columns = [Text() for _ in talkers]
+    answers = [""] * len(talkers)
+    threads = [threading.Thread(target=follow, args=(place,), daemon=True) for place in range(len(talkers))]
+    for thread in threads:
+        thread.start()
+    left = len(talkers)
+    live = console.is_terminal
+    with Live(console=console, refresh_per_second=8, transient=live, auto_refresh=live) as screen:
+        while left:
+            place, piece = arrived.get()
+            if piece is None:
+                left -= 1
+                continue
+            answers[place] += piece.text
+            for text, dimmed in shown[place].parts(piece.text):
+                columns[place].append(text, style="dim" if dimmed else "")
+            if piece.stop == "length":
+                columns[place].append_text(CUT_OFF)
+            if live:
+                screen.update(_columns(talkers, columns))
+    console.print(_columns(talkers, columns))
+    return answers
+
+
+def _columns(talkers: Sequence[Talker], texts: Sequence[Text]) -> RenderableType:
+    table = Table.grid(expand=True, padding=(0, 2))
+    for _ in talkers:
+        table.add_column(ratio=1, overflow="fold")
+    table.add_row(*(Text(talker.name, style="bold") for talker in talkers))
+    table.add_row(*texts)
+    return table
 
 
 class Shown:

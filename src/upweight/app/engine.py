@@ -5,20 +5,24 @@ together, and hands each token on as it comes (continuous batching). A request d
 numbers as rollout/local.py, so the same seed gives the same answer here and there.
 """
 
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from upweight.app.lineage import find_model
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits
-from upweight.model.language_model import LanguageModel
+from upweight.model.language_model import LanguageModel, load
+from upweight.model.logprobs import truncate
 from upweight.rollout.local import draw
 from upweight.text.tokenizer import Tokenizer
 
@@ -32,10 +36,11 @@ class Piece:
 
     Attributes:
         token: its id; the end-of-turn token comes too, with no text.
-        logprob: in nats, under the distribution it was drawn from.
+        logprob: in nats, under the distribution it was drawn from; of a greedy choice under the model's own.
         text: what became readable with it; empty within a character of several tokens or a possible stop string.
         stop: why the answer ends with this piece; None where it goes on.
         error: what went wrong, with stop "error".
+        alternatives: the likeliest tokens at this place and their log-probabilities, where the request asked for some.
     """
 
     token: int
@@ -43,6 +48,7 @@ class Piece:
     text: str
     stop: Stop | None = None
     error: str = ""
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 BROKEN_OFF = Piece(0, 0.0, "", "error", "the model stopped answering")
@@ -51,8 +57,16 @@ BROKEN_OFF = Piece(0, 0.0, "", "error", "the model stopped answering")
 class Request:
     """One answer in the making. `cancel` may be called from any thread; the row is free at the next token."""
 
-    def __init__(self, prompt: Sequence[int], limits: Limits, deliver: Callable[[Piece], None], seconds: float) -> None:
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        limits: Limits,
+        deliver: Callable[[Piece], None],
+        seconds: float,
+        alternatives: int = 0,
+    ) -> None:
         self.prompt = list(prompt)
+        self.alternatives = alternatives
         self.limits = limits
         self.deliver = deliver
         self.cancelled = threading.Event()
@@ -69,12 +83,13 @@ class Request:
         """Nobody reads the answer any more."""
         self.cancelled.set()
 
-    def take(self, token: int, logprob: float, tokenizer: Tokenizer) -> bool:
+    def take(self, drawn: "Drawn", tokenizer: Tokenizer) -> bool:
         """Hand the next token on; False where the answer ends with it."""
+        token, logprob, others = drawn
         self.last = token
         self.made += 1
         if token in (tokenizer.end_of_turn, tokenizer.end_of_text):
-            self.deliver(Piece(token, logprob, self._rest(tokenizer), "end"))
+            self.deliver(Piece(token, logprob, self._rest(tokenizer), "end", alternatives=others))
             return False
         self._pending.append(token)
         text = tokenizer.decode(self._pending)
@@ -85,11 +100,11 @@ class Request:
         text, stopped = self._up_to_stop(text)
         over = self.made >= self.limits.max_new_tokens or time.monotonic() > self.deadline
         if stopped:
-            self.deliver(Piece(token, logprob, text, "stop"))
+            self.deliver(Piece(token, logprob, text, "stop", alternatives=others))
         elif over:
-            self.deliver(Piece(token, logprob, text + self._rest(tokenizer), "length"))
+            self.deliver(Piece(token, logprob, text + self._rest(tokenizer), "length", alternatives=others))
         else:
-            self.deliver(Piece(token, logprob, text))
+            self.deliver(Piece(token, logprob, text, alternatives=others))
         return not (stopped or over)
 
     def _up_to_stop(self, text: str) -> tuple[str, bool]:
@@ -111,20 +126,54 @@ class Request:
         return rest
 
 
+def _distribution(logits: torch.Tensor, limits: Limits) -> torch.Tensor:
+    """The log-probabilities that tokens are drawn with; of a greedy choice, those of the model itself."""
+    if limits.temperature == 0:
+        return logits.float().log_softmax(dim=-1)
+    scaled = logits.float() / limits.temperature
+    return truncate(scaled, top_p=limits.top_p, top_k=limits.top_k, min_p=limits.min_p).log_softmax(dim=-1)
+
+
+class Drawn(NamedTuple):
+    """The next token of a row."""
+
+    token: int
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+
+
+def open_engine(given: str, *, root: Path, device: str = "cpu", rows: int = 1) -> "Engine":
+    """An engine around the model that a person names; see app/lineage.find_model."""
+    directory = find_model(given, root)
+    model, _ = load(directory, device=device)
+    return Engine(model, Tokenizer.load(directory), rows=rows)
+
+
 class Engine:
     """Decodes for up to `rows` requests at once in a thread of its own; more wait their turn.
 
     Args:
-        capacity: tokens of prompt and answer together; 0 takes the model's context. Memory is taken for all rows.
+        rows: at most; fewer where the memory for keys and values does not suffice.
+        capacity: tokens of prompt and answer together; 0 takes the model's context.
+        cache_bytes: memory for keys and values, which is taken for all rows at the start.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, *, rows: int = 1, capacity: int = 0) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        rows: int = 1,
+        capacity: int = 0,
+        cache_bytes: int = 4 << 30,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         context = model.config.max_context
         self.capacity = min(capacity, context) if capacity else context
         self._device = model.device
-        self._cache: Any = model.new_cache(rows=rows, capacity=self.capacity)
+        self.rows = max(1, min(rows, cache_bytes // max(1, model.cache_bytes(self.capacity))))
+        self._cache: Any = model.new_cache(rows=self.rows, capacity=self.capacity)
         self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._active: list[Request] = []
         self._closed = False
@@ -132,9 +181,19 @@ class Engine:
         self._thread.start()
 
     def submit(
-        self, prompt: Sequence[int], limits: Limits, deliver: Callable[[Piece], None], *, seconds: float = 3600.0
+        self,
+        prompt: Sequence[int],
+        limits: Limits,
+        deliver: Callable[[Piece], None],
+        *,
+        seconds: float = 3600.0,
+        alternatives: int = 0,
     ) -> Request:
         """Begin an answer; `deliver` is called from the engine's thread with each piece.
+
+        Args:
+            seconds: the longest that it may take from now; it is then cut off.
+            alternatives: how many of the likeliest tokens are told at each place.
 
         Raises UserError where prompt and answer do not fit, or the prompt is empty.
         """
@@ -147,7 +206,7 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens and may grow by {limits.max_new_tokens}, but the context is "
                 f"{self.capacity}: lower the tokens to generate, or shorten the conversation"
             )
-        request = Request(prompt, limits, deliver, seconds)
+        request = Request(prompt, limits, deliver, seconds, alternatives)
         self._waiting.put(request)
         return request
 
@@ -205,21 +264,43 @@ class Engine:
             tokens = torch.tensor([request.prompt], device=self._device)
             hidden = self.model(tokens, cache=self._cache, rows=[row], counts=[len(request.prompt)])
             self._active.append(request)
-            if not self._draw(row, self.model.logits(hidden[:, -1])):
+            (drawn,) = self._draw([row], self.model.logits(hidden[:, -1]))
+            if not request.take(drawn, self.tokenizer):
                 self._remove(row)
 
     def _step(self) -> None:
         last = torch.tensor([[request.last] for request in self._active], device=self._device)
         logits = self.model.logits(self.model(last, cache=self._cache)[:, 0])
-        going_on = [self._draw(row, logits[row : row + 1]) for row in range(len(self._active))]
+        drawn = self._draw(range(len(self._active)), logits)
+        going_on = [request.take(one, self.tokenizer) for request, one in zip(self._active, drawn, strict=True)]
         for row in reversed([row for row, more in enumerate(going_on) if not more]):
             self._remove(row)
 
-    def _draw(self, row: int, logits: torch.Tensor) -> bool:
-        request = self._active[row]
-        uniform = request.uniforms[request.made : request.made + 1].to(self._device)
-        token, logprob = draw(logits, uniform, request.limits)
-        return request.take(int(token), float(logprob), self.tokenizer)
+    def _draw(self, rows: Sequence[int], logits: torch.Tensor) -> list[Drawn]:
+        """The next token of each row; rows that are decoded alike are drawn together."""
+        alike: dict[object, list[int]] = {}
+        for place, row in enumerate(rows):
+            limits = self._active[row].limits
+            alike.setdefault((limits.temperature, limits.top_p, limits.top_k, limits.min_p), []).append(place)
+        found: dict[int, Drawn] = {}
+        for places in alike.values():
+            requests = [self._active[rows[place]] for place in places]
+            scores, limits = logits[places], requests[0].limits
+            uniforms = torch.stack([request.uniforms[request.made] for request in requests]).to(self._device)
+            tokens, logprobs = draw(scores, uniforms, limits)
+            most = max(request.alternatives for request in requests)
+            if most or limits.temperature == 0:
+                told = _distribution(scores, limits)
+                logprobs = told.gather(1, tokens[:, None])[:, 0]
+                values, others = told.topk(max(most, 1), dim=-1)
+                listed = [list(zip(*pair, strict=True)) for pair in zip(others.tolist(), values.tolist(), strict=True)]
+            else:
+                listed = [[] for _ in places]
+            each = zip(places, requests, tokens.tolist(), logprobs.tolist(), listed, strict=True)
+            for place, request, token, logprob, likely in each:
+                kept = [(other, value) for other, value in likely[: request.alternatives] if value > -math.inf]
+                found[place] = Drawn(token, logprob, tuple(kept))
+        return [found[place] for place in range(len(rows))]
 
     def _drop_cancelled(self) -> None:
         for row in reversed(range(len(self._active))):

@@ -11,6 +11,7 @@ from typing import Any
 
 from upweight.app.recipe import Recipe
 from upweight.core.errors import UserError
+from upweight.core.hub import HUB_NAME, find_directory
 from upweight.store.artifact import LocalStore
 
 WEIGHTS = Path("model") / "config.json"
@@ -70,6 +71,7 @@ def find_model(given: str, root: Path) -> Path:
     Args:
         given: a directory in Hugging Face format, an artifact that has one in `model/`, RECIPE for its final
             checkpoint, or RECIPE:STEP. A recipe may be a name of ours, a file of one's own, or a name below the root.
+            Or "owner/name" on the hub, which is fetched where it is not at hand.
 
     Raises UserError where nothing of the kind is there.
     """
@@ -77,6 +79,8 @@ def find_model(given: str, root: Path) -> Path:
     for candidate in (path, path / "model"):
         if (candidate / "config.json").is_file():
             return candidate
+    if HUB_NAME.fullmatch(given) and not path.exists():
+        return find_directory(given)
     name, _, step = given.rpartition(":") if ":" in given else (given, "", "")
     store, recipe = _store_of(name, root)
     if step:

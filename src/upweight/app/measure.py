@@ -1,122 +1,219 @@
-"""`upweight eval`: checkpoints of any origin on files of problems, with a table, intervals and paired differences."""
+"""`upweight eval`: models of any origin on benchmarks, with a table, intervals and paired differences.
 
+OUT/MODEL/BENCHMARK.jsonl    the samples that the table counts, each with its verdict and reason
+OUT/table.json               the table
+OUT/cache/                   every problem's samples by model and decoding: what is there is not sampled again
+"""
+
+import hashlib
+import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from upweight.app.benchmarks import find_benchmarks
 from upweight.app.console import NARROW, ConsoleMonitor
-from upweight.app.lineage import find_model
+from upweight.app.inspect_logs import require_inspect, write_log
+from upweight.app.sampler import Opened, check_model, open_sampler
 from upweight.core.errors import UserError
-from upweight.core.identity import canonical_json
-from upweight.core.protocols import Limits
+from upweight.core.identity import canonical_json, fingerprint
+from upweight.core.protocols import Benchmark, Limits
+from upweight.core.records import Problem, Sample
 from upweight.core.work import Machine
-from upweight.evals.measure import Sample, difference, measure, summary
-from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
-from upweight.model.language_model import fingerprint, load
-from upweight.rollout.local import LocalSampler
+from upweight.evals.measure import difference, measure, summary
+from upweight.evals.setting import Setting
+from upweight.rollout.sandbox import Sandbox
 from upweight.store.artifact import write_whole
-from upweight.text.tokenizer import Tokenizer
-from upweight.verify.reward import RewardConfig, open_verifier
+from upweight.text.conversations import evenly
+
+FIGURES_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What the user says about decoding; what is None is left to the benchmark, which takes the report's settings."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def limits(self, benchmark: Benchmark) -> Limits:
+        """How to decode on `benchmark`."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(benchmark.limits, **given)
 
 
 def measure_models(
     models: Sequence[str],
-    on: Sequence[Path],
+    on: Sequence[str],
     *,
     root: Path,
     out: Path,
-    samples: int,
-    count: int,
-    limits: Limits,
+    k: int = 0,
+    count: int = 0,
+    decoding: Decoding = Decoding(),
+    judge: str | None = None,
     machine: Machine,
+    inspect_logs: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure each model on each file, print the table, write it to `out`/table.json and return it.
+    """Measure each model on each benchmark, print the table, write it to `out`/table.json and return it.
 
-    Samples lie in `out`/<model>/<file>.jsonl beside what they were made from (weights, problems, decoding); they are
-    read instead of made again where that is the same.
+    Args:
+        models: see app/sampler.py.
+        on: see app/benchmarks.py.
+        k: samples of each problem; 0 takes the benchmark's own number.
+        count: so many problems of each, evenly from all; 0 takes all.
+        judge: the model that judges, for benchmarks that need one.
+        inspect_logs: a folder for logs of inspect-ai, one for each model and benchmark.
 
-    Raises UserError where a model or a file is not there, before anything is sampled.
+    Raises UserError where a model, a benchmark or its data are not there, before anything is sampled.
     """
     console = console or Console()
     if not models:
-        raise UserError("name at least one model: a directory, a RECIPE, or RECIPE:STEP")
-    if samples < 1:
-        raise UserError(f"k is {samples}: at least one sample of each problem is needed")
-    directories = {name: find_model(name, root) for name in models}
-    kinds = {path: kind_of(read_problems(path), path) for path in on}
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
+        raise UserError("name at least one model: a directory, RECIPE, RECIPE:STEP, a hub name or an endpoint")
+    if k < 0 or count < 0:
+        raise UserError(f"k is {k} and count {count}: expected 0 (all, or the benchmark's own) or more")
+    if inspect_logs is not None:
+        require_inspect()
+    for model in models:
+        check_model(model, root)
     found: dict[tuple[str, str], list[Sample]] = {}
-    for name, directory in directories.items():
-        with _opened(directory, machine) as sampler:
-            for path in on:
-                with open_verifier(RewardConfig(kind=kinds[path]), {}, machine) as verifier:
-                    benchmark = ProblemFile(path.stem, path, verifier, samples=samples, count=count)
-                    folder = out / name.replace("/", "_").replace(":", "_")
-                    found[name, path.stem] = _cached(sampler, benchmark, folder, limits, console)
-    table = _table([*directories], [path.stem for path in on], found)
+    with ExitStack() as stack:
+        judging = stack.enter_context(open_sampler(judge, root=root, machine=machine)) if judge else None
+        sandbox = stack.enter_context(Sandbox(workers=machine.workers, unsafe=machine.unsafe_execution))
+        setting = Setting(
+            samples=k,
+            seed=decoding.seed,
+            sandbox=sandbox,
+            judge=judging.sampler if judging is not None else None,
+            unsafe=machine.unsafe_execution,
+        )
+        benchmarks = find_benchmarks(on, setting)
+        problems = {benchmark.name: _chosen(benchmark, count) for benchmark in benchmarks}
+        judged_by = judging.identity if judging is not None else None
+        for model in models:
+            with open_sampler(model, root=root, machine=machine) as opened:
+                for benchmark in benchmarks:
+                    place = _Place(out, model, benchmark.name)
+                    limits = decoding.limits(benchmark)
+                    asked = problems[benchmark.name]
+                    found[model, benchmark.name] = _measured(
+                        opened, benchmark, asked, place, limits, judged_by, console
+                    )
+        table = _table(models, benchmarks, found)
     write_whole(out / "table.json", json.dumps(table, indent=1))
+    if inspect_logs is not None:
+        by_name = {benchmark.name: benchmark for benchmark in benchmarks}
+        for row in table["rows"]:
+            model, name = row["checkpoint"], row["family"]
+            limits = decoding.limits(by_name[name])
+            write_log(inspect_logs, model=model, benchmark=name, samples=found[model, name], row=row, limits=limits)
     _print(table, console)
     return table
 
 
-@contextmanager
-def _opened(directory: Path, machine: Machine) -> Iterator[LocalSampler]:
-    """A sampler of the model; its memory is free again afterwards."""
-    model, _ = load(directory, device=machine.device)
-    yield LocalSampler(model.eval(), Tokenizer.load(directory), policy=fingerprint(model))
+@dataclass(frozen=True)
+class _Place:
+    """Where one model's samples of one benchmark are kept."""
+
+    out: Path
+    model: str
+    benchmark: str
+
+    @property
+    def samples(self) -> Path:
+        return self.out / file_name(self.model) / f"{file_name(self.benchmark)}.jsonl"
+
+    def kept(self, origin: Mapping[str, object]) -> Path:
+        return self.out / "cache" / fingerprint(origin) / f"{file_name(self.benchmark)}.jsonl"
 
 
-def _cached(
-    sampler: LocalSampler, benchmark: ProblemFile, folder: Path, limits: Limits, console: Console
+def file_name(given: str) -> str:
+    """A model's or benchmark's name as the name of a file."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in given.rstrip("/"))
+
+
+def _chosen(benchmark: Benchmark, count: int) -> list[Problem]:
+    problems = benchmark.problems()
+    return list(evenly(problems, len(problems), count)) if count else list(problems)
+
+
+def _measured(
+    opened: Opened,
+    benchmark: Benchmark,
+    problems: Sequence[Problem],
+    place: _Place,
+    limits: Limits,
+    judge: Mapping[str, object] | None,
+    console: Console,
 ) -> list[Sample]:
-    """The stored samples where they come from the same weights, problems and decoding; new ones otherwise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, origin = folder / f"{benchmark.name}.jsonl", folder / f"{benchmark.name}.origin.json"
-    now = canonical_json(
-        {
-            "weights": sampler.policy,
-            "tokenizer": sampler.tokenizer.fingerprint,
-            "template": sampler.tokenizer.chat_template,
-            "problems": benchmark.problems(),
-            "samples": benchmark.samples,
-            "limits": asdict(limits),
-        }
-    )
-    if not origin.exists() or origin.read_text() != now:
-        for stale in (path, path.with_name(f".{path.name}.begun")):
-            stale.unlink(missing_ok=True)
-        write_whole(origin, now)
-    monitor = ConsoleMonitor(console, folder, folder.name)
+    """The samples; of problems that the same model was asked in the same way before, those of then."""
+    origin = {
+        "model": opened.identity,
+        "limits": asdict(limits),
+        "judge": judge,
+        "benchmark": _source(benchmark),
+        "upweight": importlib.metadata.version("upweight"),
+    }
+    kept = place.kept(origin)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(kept.parent / "origin.json", canonical_json(origin))
+    place.samples.parent.mkdir(parents=True, exist_ok=True)
+    monitor = ConsoleMonitor(console, place.samples.parent, place.samples.parent.name)
     try:
-        return measure(sampler, benchmark, path, limits=limits, monitor=monitor, label=benchmark.name)
+        return measure(
+            opened.sampler,
+            benchmark,
+            place.samples,
+            limits=limits,
+            monitor=monitor,
+            label=benchmark.name,
+            problems=problems,
+            problems_a_block=max(1, opened.rows // benchmark.samples),
+            kept=kept,
+        )
     finally:
         monitor.close()
         monitor.forget()
 
 
+def _source(benchmark: Benchmark) -> str:
+    """A benchmark's name, and of one's own file its content as well: a changed judge gives new verdicts."""
+    file = getattr(sys.modules[type(benchmark).__module__], "__file__", None)
+    content = Path(file).read_bytes() if file else b""
+    return f"{benchmark.name} {hashlib.sha256(content).hexdigest()[:16]}"
+
+
 def _table(
-    models: Sequence[str], families: Sequence[str], found: dict[tuple[str, str], list[Sample]]
+    models: Sequence[str], benchmarks: Sequence[Benchmark], found: Mapping[tuple[str, str], list[Sample]]
 ) -> dict[str, list[dict[str, Any]]]:
     return {
         "rows": [
-            {"checkpoint": model, "family": family, **summary(found[model, family])}
-            for family in families
+            {
+                "checkpoint": model,
+                "family": benchmark.name,
+                **summary(found[model, benchmark.name]),
+                "figures": {
+                    name: round(value, 6) for name, value in benchmark.figures(found[model, benchmark.name]).items()
+                },
+            }
+            for benchmark in benchmarks
             for model in models
         ],
         "differences": [
-            {"before": before, "after": after, "family": family}
-            | difference(found[before, family], found[after, family])
-            for family in families
+            {"before": before, "after": after, "family": benchmark.name}
+            | difference(found[before, benchmark.name], found[after, benchmark.name])
+            for benchmark in benchmarks
             for before, after in pairwise(models)
         ],
     }
@@ -136,19 +233,23 @@ def _print(table: dict[str, list[dict[str, Any]]], console: Console) -> None:
             str(row["k"]),
             str(row["problems"]),
             f"{row['truncated_share']:.1%}",
-            f"{row['mean_tokens']:.0f}",
+            f"{row['mean_tokens']:.0f}" if row["mean_tokens"] else "-",
         )
     console.print(drawn)
+    for row in table["rows"]:
+        shown = [f"{name} {value:.3f}" for name, value in row["figures"].items()]
+        more = f", and {len(shown) - FIGURES_SHOWN} more in table.json" if len(shown) > FIGURES_SHOWN else ""
+        if shown:
+            _line(console, f"{row['family']}, {row['checkpoint']}: {', '.join(shown[-FIGURES_SHOWN:])}{more}")
     for row in table["differences"]:
         verdict = "significant at 5%" if row["significant"] else "within the noise"
         pair = f"{row['after']} against {row['before']}"
-        console.print(
-            f"{row['family']}: {pair}: {row['mean']:+.3f} [{_interval(row)}], {verdict}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        _line(console, f"{row['family']}: {pair}: {row['mean']:+.3f} [{_interval(row)}], {verdict}")
 
 
-def _interval(row: dict[str, Any]) -> str:
+def _line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
     return "one problem: none" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"

@@ -1,33 +1,52 @@
-"""What a recipe will cost, from the stages' own estimates and one measurement of this machine.
+"""What a recipe will cost, from the stages' own estimates and a machine: this one, measured, or any that is described.
 
-    seconds = flops / (speed x ATTAINED) + overhead
+    seconds = training flops / (speed x attained) + sampled flops / sampling speed + overhead
 
-speed: the fastest matrix product of the model's width, measured in a fraction of a second. ATTAINED: the share of it
-that training and sampling reach here, since attention, norms, the optimizer and small batches leave the multipliers
-idle; a measured constant, set against actual times in every report.
+This machine: speed is the fastest matrix product of the model's width, measured in a fraction of a second; attained the
+share of it that training and sampling reach here, since attention, norms, the optimizer and small batches leave the
+multipliers idle: measured constants, set against actual times in every report.
+
+A described one (app/cluster.py): speed is the peak of its GPUs, sampling is bound by the bandwidth of their memory, and
+training takes at least the time in which FSDP moves weights and gradients over the links:
+
+    bytes a microbatch and GPU = 3 x 2 bytes x parameters     (gather for forward and backward, scatter of gradients)
+
+Memory of a training step is 16 bytes a parameter (weights, gradients and two moments in float32), which FSDP divides by
+the GPUs, two layers' worth of gathered weights, and the activations, of which recomputation keeps about a twentieth.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from upweight.app.cluster import Cluster
 from upweight.app.console import NARROW, count, duration, size
 from upweight.app.environment import resident_memory_bytes
-from upweight.app.recipe import Recipe
+from upweight.app.recipe import Recipe, Step
 from upweight.core.work import Estimate, Machine
 from upweight.train.speed import peak_flops_per_second
 
 ATTAINED = 0.5
+SAMPLED = 0.15
+"""The share that decoding attains here: measured at 1M parameters and 256 rows, 0.14 to 0.16."""
 PARAMETERS_A_WIDTH_SQUARED = 48
 """A transformer of width w and 4 layers has about 12 x 4 x w^2 parameters, which gives the width for a count."""
+STATE_BYTES = 16
+"""Weights, gradients and two moments in float32, for each parameter that is trained."""
+GATHERED_SHARE = 1 / 8
+"""Of the weights, in bfloat16, what FSDP holds gathered at once: two layers and the embeddings."""
+KEPT_ACTIVATIONS = 1 / 20
+"""Of a recomputed layer's activations, what is kept: its input, of about 20 tensors of its size."""
+SAMPLING_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One step's cost on this machine."""
+    """One step's cost on a machine; the memory is that of one process, or of one GPU."""
 
     step: str
     stage: str
@@ -48,8 +67,11 @@ class Speed:
 
     def seconds(self, estimate: Estimate) -> float:
         """How long work of this cost takes here."""
-        computing = estimate.flops / (ATTAINED * self.flops_per_second(estimate.parameters)) if estimate.flops else 0.0
-        return computing + estimate.seconds
+        if not estimate.flops:
+            return estimate.seconds
+        speed = self.flops_per_second(estimate.parameters)
+        trained = (estimate.flops - estimate.sampled_flops) / (ATTAINED * speed)
+        return trained + estimate.sampled_flops / (SAMPLED * speed) + estimate.seconds
 
 
 def estimates(recipe: Recipe) -> dict[str, Estimate]:
@@ -61,10 +83,13 @@ def estimates(recipe: Recipe) -> dict[str, Estimate]:
     return found
 
 
-def plan(recipe: Recipe, machine: Machine) -> list[Planned]:
-    """Every step's cost on this machine, in order; memory includes what this process holds already."""
-    speed, base = Speed(machine), resident_memory_bytes()
+def plan(recipe: Recipe, machine: Machine, cluster: Cluster | None = None) -> list[Planned]:
+    """Every step's cost, in order: on this machine, where memory includes what this process holds already; or on
+    `cluster`, of which `machine` says how a model is spread (`sharding`, `recompute`)."""
     costs: Mapping[str, Estimate] = estimates(recipe)
+    if cluster is not None:
+        return [_on_cluster(step, costs[step.name], machine, cluster) for step in recipe.steps()]
+    speed, base = Speed(machine), resident_memory_bytes()
     return [
         Planned(
             step.name,
@@ -76,13 +101,51 @@ def plan(recipe: Recipe, machine: Machine) -> list[Planned]:
     ]
 
 
-def print_plan(recipe: Recipe, machine: Machine, price_per_hour: float = 0.0, console: Console | None = None) -> None:
+def _on_cluster(step: Step, cost: Estimate, machine: Machine, cluster: Cluster) -> Planned:
+    state = STATE_BYTES * cost.parameters
+    trains = cost.parameters > 0 and cost.memory_bytes >= state
+    memory = _memory_of_a_gpu(cost, state, machine, cluster) if trains else cost.memory_bytes
+    again = 1.0 + machine.recompute / 3 if trains else 1.0
+    computed = (cost.flops - cost.sampled_flops) * again / cluster.training_flops_per_second()
+    moved = _moving_seconds(step.config, cost, machine, cluster) if trains else 0.0
+    sampled = cost.sampled_flops / cluster.sampling_flops_per_second(SAMPLING_ROWS)
+    seconds = max(computed, moved) + sampled + cost.seconds
+    return Planned(step.name, step.stage_name, replace(cost, memory_bytes=memory), seconds)
+
+
+def _memory_of_a_gpu(cost: Estimate, state: float, machine: Machine, cluster: Cluster) -> float:
+    # the stages estimate activations in float32; on a GPU they are kept in bfloat16
+    activations = (cost.memory_bytes - state) / 2
+    activations *= (1.0 - machine.recompute) + machine.recompute * KEPT_ACTIVATIONS
+    if machine.sharding == "replicated" or cluster.count == 1:
+        return state + 2 * cost.parameters + activations
+    return state / cluster.count + 2 * cost.parameters * GATHERED_SHARE + activations
+
+
+def _moving_seconds(config: Any, cost: Estimate, machine: Machine, cluster: Cluster) -> float:
+    """What the links need for the weights and gradients of all microbatches, or steps where the model is replicated."""
+    if cluster.count == 1:
+        return 0.0
+    at_once = config.microbatch_tokens * cluster.count if machine.sharding == "fsdp" else config.batch_tokens
+    passes = cost.tokens / max(1, at_once)
+    copies = 3 if machine.sharding == "fsdp" else 2
+    return passes * copies * 2.0 * cost.parameters / cluster.link
+
+
+def print_plan(
+    recipe: Recipe,
+    machine: Machine,
+    price_per_hour: float = 0.0,
+    cluster: Cluster | None = None,
+    console: Console | None = None,
+) -> None:
     """The plan as a table, with totals."""
     console = console or Console()
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    planned = plan(recipe, machine)
-    table = Table(title=f"plan of {recipe.name} on {machine.device}", title_justify="left", **NARROW)
+    planned = plan(recipe, machine, cluster)
+    where = machine.device if cluster is None else f"{cluster.count:,} x {cluster.name} ({machine.sharding})"
+    table = Table(title=f"plan of {recipe.name} on {where}", title_justify="left", **NARROW)
     for heading in ("step", "stage"):
         table.add_column(heading, no_wrap=True)
     for heading in ("weights", "tokens", "FLOPs", "memory", "disk", "time"):
@@ -112,8 +175,26 @@ def print_plan(recipe: Recipe, machine: Machine, price_per_hour: float = 0.0, co
         duration(seconds),
     )
     console.print(table)
-    if price_per_hour:
-        console.print(f"about {seconds / 3600 * price_per_hour:,.2f} at {price_per_hour:,.2f} an hour", highlight=False)
+    for line in _remarks(planned, seconds, price_per_hour, cluster):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _remarks(planned: list[Planned], seconds: float, price_per_hour: float, cluster: Cluster | None) -> list[str]:
+    """Money, and what does not fit."""
+    hours = seconds / 3600
+    if cluster is None:
+        return [f"about {hours * price_per_hour:,.2f} at {price_per_hour:,.2f} an hour"] if price_per_hour else []
+    told = [f"{hours * cluster.count:,.0f} GPU-hours at {cluster.attained:.0%} of the peak of {cluster.name}"]
+    price = price_per_hour or cluster.price_per_hour
+    if price:
+        told.append(f"about {hours * cluster.count * price:,.0f} at {price:,.2f} an hour and GPU")
+    large = [item.step for item in planned if item.estimate.memory_bytes > cluster.memory_bytes]
+    if large:
+        told.append(
+            f"{', '.join(large)}: more than the {size(cluster.memory_bytes)} of a {cluster.name}. Share the model out "
+            "(--sharding fsdp), recompute activations (--recompute 1), or take a smaller microbatch"
+        )
+    return told
 
 
 def _count(value: float | int) -> str:

@@ -22,17 +22,18 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from upweight.app.asked import Asked, ChatRequest, TextRequest
-from upweight.app.engine import Engine, Piece
-from upweight.app.lineage import find_model
+from upweight.app.engine import Engine, Piece, open_engine
 from upweight.core.errors import UserError
 from upweight.core.work import Machine
-from upweight.model.language_model import load
-from upweight.text.tokenizer import Tokenizer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DRAINED_BYTES = 64 << 20
+"""Of a request that is too large so much is read and thrown away, since most clients read an answer only after they
+have sent all; one that sends still more is cut off."""
 FINISH = {"end": "stop", "stop": "stop", "length": "length"}
 
 
@@ -40,7 +41,8 @@ FINISH = {"end": "stop", "stop": "stop", "length": "length"}
 class ServeConfig:
     """Attributes:
     max_new_tokens: the longest answer that a request may ask for.
-    concurrent: answers in the making at once; further requests get status 429.
+    concurrent: answers in the making or waiting for their turn; further requests get status 429.
+    rows: answers decoded together; fewer where the memory for their context does not suffice.
     body_bytes: the largest request.
     seconds: the longest that an answer may take; it is then cut off.
     """
@@ -48,7 +50,8 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     max_new_tokens: int = 2048
-    concurrent: int = 32
+    concurrent: int = 128
+    rows: int = 64
     body_bytes: int = 1_000_000
     seconds: float = 300.0
 
@@ -63,13 +66,11 @@ class Refused(Exception):
 
 def serve(given: str, *, root: Path, machine: Machine, config: ServeConfig) -> None:
     """Serve the model that `given` names until it is stopped; what is being answered may finish within seconds."""
-    directory = find_model(given, root)
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    model, _ = load(directory, device=machine.device)
-    engine = Engine(model, Tokenizer.load(directory), rows=config.concurrent)
+    engine = open_engine(given, root=root, device=machine.device, rows=min(config.rows, config.concurrent))
     host = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"{directory} at http://{host}:{config.port} (chat page) and http://{host}:{config.port}/v1", flush=True)
+    print(f"{given} at http://{host}:{config.port} (chat page) and http://{host}:{config.port}/v1", flush=True)
     app = make_app(engine, given, config)
     uvicorn.run(app, host=config.host, port=config.port, log_level="warning", timeout_graceful_shutdown=5)
 
@@ -90,6 +91,7 @@ def make_app(engine: Engine, name: str, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
@@ -135,7 +137,13 @@ class _Desk:
         made = _Made(len(prompts))
         try:
             made.requests = [
-                self.engine.submit(prompt, limit, made.deliver(index), seconds=self.config.seconds)
+                self.engine.submit(
+                    prompt,
+                    limit,
+                    made.deliver(index),
+                    seconds=self.config.seconds,
+                    alternatives=asked.alternatives if asked.wants_logprobs else 0,
+                )
                 for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
             ]
         except BaseException:
@@ -151,6 +159,7 @@ class _Desk:
         """Server-sent events: each piece as it comes."""
         tokenizer = self.engine.tokenizer
         written = 0
+        gathered: list[list[Piece]] = [[] for _ in range(made.count)]
         try:
             for index in range(made.count):
                 opening = asked.opening(index)
@@ -161,7 +170,12 @@ class _Desk:
                     yield _event({"error": {"message": piece.error, "type": "server_error", "code": "stopped"}})
                     break
                 written += 1
-                if piece.text or piece.stop or asked.wants_logprobs:
+                if asked.writes_whole:
+                    gathered[index].append(piece)
+                    if piece.stop:
+                        choice = asked.whole_piece(index, gathered[index], FINISH[piece.stop], tokenizer)
+                        yield _event({**head, "object": asked.chunk_object, "choices": [choice]})
+                elif piece.text or piece.stop or asked.wants_logprobs:
                     finish = FINISH[piece.stop] if piece.stop else None
                     choice = asked.piece(index, piece, finish, tokenizer)
                     yield _event({**head, "object": asked.chunk_object, "choices": [choice]})
@@ -258,6 +272,11 @@ async def _user_error(request: Request, error: Exception) -> Response:
     return _error(400, str(error), "invalid_request")
 
 
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, str(error.detail), "invalid_request" if error.status_code < 500 else "stopped")
+
+
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     told = "; ".join(f"{'.'.join(map(str, item['loc'][1:])) or 'body'}: {item['msg']}" for item in error.errors()[:5])
@@ -274,23 +293,27 @@ class _BoundedBody:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        declared = headers.get(b"content-length", b"0")
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = _error(413, f"a request holds at most {self.most:,} bytes", "too_large")
-        if not declared.isdigit() or int(declared) > self.most:
+        if not declared.isdigit() or int(declared) > self.most + DRAINED_BYTES:
             await too_large(scope, receive, send)
             return
-        body, more = b"", scope["method"] == "POST"
+        body, size, more = bytearray(), 0, scope["method"] == "POST"
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.most:
-                await too_large(scope, receive, send)
-                return
-        given = iter([{"type": "http.request", "body": body, "more_body": False}])
+            size += len(piece)
+            if size <= self.most:
+                body += piece
+            elif size > self.most + DRAINED_BYTES:
+                break
+        if size > self.most:
+            await too_large(scope, receive, send)
+            return
+        given = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
 
         async def replay() -> Any:
             return next(given, None) or await receive()

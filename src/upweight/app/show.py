@@ -1,6 +1,7 @@
 """What is there: the state of each step, the lineage of the final checkpoint, one step in full, and the report."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,25 @@ def print_intended(
             console.print(f"{verb:9} {name} ({standing.step.stage_name}){escape(why)}", highlight=False, soft_wrap=True)
 
 
-def write_report(recipe: Recipe, root: Path, out: Path) -> Path:
+def follow_report(recipe: Recipe, root: Path, out: Path, again_seconds: int, console: Console | None = None) -> None:
+    """Write the page again and again while a run goes on, until every step is complete; a browser reads it again."""
+    console = console or Console()
+    store = LocalStore(root, recipe.name)
+    told = ""
+    while True:
+        complete = sum(store.manifest(step.name) is not None for step in recipe.steps())
+        line = f"{out}: {complete} of {len(recipe.steps())} steps are complete"
+        if line != told:
+            console.print(line, highlight=False, soft_wrap=True)
+            told = line
+        done = complete == len(recipe.steps())
+        write_report(recipe, root, out, again_seconds=0 if done else again_seconds)
+        if done:
+            return
+        time.sleep(again_seconds)
+
+
+def write_report(recipe: Recipe, root: Path, out: Path, *, again_seconds: int = 0) -> Path:
     """The page about what is there now: complete artifacts, and the metrics of those being built."""
     store = LocalStore(root, recipe.name)
     found = {}
@@ -128,5 +147,5 @@ def write_report(recipe: Recipe, root: Path, out: Path) -> Path:
         raise UserError(
             f"nothing of {recipe.name} is built below {store.directory}: `upweight run {recipe.name}` first"
         )
-    write_page(found, out, title=recipe.name)
+    write_page(found, out, title=recipe.name, again_seconds=again_seconds)
     return out

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from upweight.core.errors import UserError
 
@@ -12,8 +12,15 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.jinja")
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "*.jinja")
 
 
-def find_directory(path: str | Path, patterns: Sequence[str] = MODEL_FILES) -> Path:
-    """A local directory as it is, or the snapshot of a hub name, downloaded where it is not at hand."""
+def find_directory(
+    path: str | Path, patterns: Sequence[str] = MODEL_FILES, *, kind: Literal["model", "dataset"] = "model"
+) -> Path:
+    """A local directory as it is, or the snapshot of a hub name, downloaded where it is not at hand.
+
+    Args:
+        patterns: which files of the snapshot are needed.
+        kind: what the hub holds under that name.
+    """
     directory = Path(path)
     if directory.is_dir():
         return directory
@@ -24,7 +31,7 @@ def find_directory(path: str | Path, patterns: Sequence[str] = MODEL_FILES) -> P
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(path), allow_patterns=list(patterns)))
+        return Path(snapshot_download(str(path), repo_type=kind, allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{path} is no directory here, and the hub did not give it: {error}") from error
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upweight.core.records import Completion, Message, Problem, Verdict
+from upweight.core.records import Completion, Message, Problem, Sample, Verdict
 
 if TYPE_CHECKING:
     from upweight.core.batches import Loss
@@ -75,16 +75,36 @@ class Verifier(ABC):
         """One verdict a completion, in order. The whole group is given because pairwise rewards need it."""
 
 
+REPORTED = Limits(max_new_tokens=65_536, temperature=0.6, top_p=0.95)
+"""How the report decodes on every benchmark (arXiv 2512.06266, section 6)."""
+
+
 class Benchmark(ABC):
-    """A set of problems, how to judge them and how often to sample each."""
+    """A set of problems, how to ask and judge them, and how often to sample each.
+
+    Attributes:
+        name: what tables call it.
+        samples: completions of each problem, the k of avg@k.
+        verifier: judges the completions.
+        limits: how to decode unless the user says otherwise.
+    """
 
     name: str
     samples: int
     verifier: Verifier
+    limits: Limits = REPORTED
 
     @abstractmethod
     def problems(self) -> Sequence[Problem]:
         """The problems, in a fixed order."""
+
+    def ask(self, sampler: Sampler, problems: Sequence[Problem], limits: Limits) -> list[list[Completion]]:
+        """`samples` completions of each problem: a plain question unless a benchmark asks otherwise (in turns, say)."""
+        return sampler.sample([problem.messages for problem in problems], count=self.samples, limits=limits)
+
+    def figures(self, samples: Sequence[Sample]) -> Mapping[str, float]:
+        """What the benchmark reports beyond avg@k, by name: shares of categories, a corrected score."""
+        return {}
 
 
 class Store(ABC):

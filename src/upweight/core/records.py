@@ -168,3 +168,25 @@ class Rollout:
             raise ValueError(
                 f"problem {self.problem.id}: {len(self.completions)} completions but {len(self.verdicts)} verdicts"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion of a benchmark's problem and its verdict, as stored: what every figure can be computed from again.
+
+    Attributes:
+        problem: the id of the problem.
+        index: which of the k samples of the problem.
+        stop, tokens, text: of the completion; `tokens` is how many, 0 where an endpoint does not tell.
+        question, answer: the last message of the problem and its reference answer.
+    """
+
+    problem: str
+    index: int
+    score: float
+    reason: str
+    stop: str
+    tokens: int
+    text: str
+    question: str
+    answer: str | None

@@ -135,6 +135,7 @@ class Estimate:
     Attributes:
         tokens: tokens trained on, sampled or read.
         flops: floating-point operations.
+        sampled_flops: those of `flops` that write one token at a time, which no machine does at the speed of training.
         memory_bytes: peak of one process.
         disk_bytes: size of the artifact.
         parameters: of the model that the step makes; 0 where it makes none.
@@ -144,6 +145,7 @@ class Estimate:
 
     tokens: float | int = 0.0
     flops: float | int = 0.0
+    sampled_flops: float | int = 0.0
     memory_bytes: float | int = 0.0
     disk_bytes: float | int = 0.0
     parameters: float | int = 0.0

@@ -1,38 +1,33 @@
 """Measuring one model on one benchmark: sample, judge, keep every sample, and sum up.
 
 Every sample is one line of a JSONL file with its verdict and reason, so that each number of the table can be computed
-again from it. Problems are worked off in blocks and written as they come; after a kill the whole blocks are kept, and
-the rest is sampled as it would have been.
+again from it. Problems are worked off in blocks and written as they come; after a kill those that were written are
+kept, and the rest is sampled as it would have been.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import msgspec
+
 from upweight.core.errors import UserError
+from upweight.core.identity import fingerprint
 from upweight.core.protocols import Benchmark, Limits, Sampler
-from upweight.core.records import Completion, Problem, Verdict
-from upweight.core.work import Bar, Monitor
+from upweight.core.records import Completion, Problem, Sample, Verdict
+from upweight.core.work import Monitor
 from upweight.evals.estimators import Estimate, avg_at_k, paired_difference, pass_at_k
 from upweight.store.jsonl import iterate_jsonl, read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One completion of a problem and its verdict, as stored."""
+class Group:
+    """All samples of one problem, as a measurement that goes on keeps them. `key` is the fingerprint of the problem."""
 
-    problem: str
-    index: int
-    score: float
-    reason: str
-    stop: str
-    tokens: int
-    text: str
-    question: str
-    answer: str | None
+    key: str
+    samples: tuple[Sample, ...]
 
 
 def measure(
@@ -43,45 +38,58 @@ def measure(
     limits: Limits,
     monitor: Monitor,
     label: str,
+    problems: Sequence[Problem] | None = None,
     problems_a_block: int = 64,
+    kept: Path | None = None,
 ) -> list[Sample]:
     """Sample `benchmark.samples` completions of each problem, judge them, and keep them in `path`.
 
-    A `path` that exists is read instead: it is complete. Truncated completions are judged as they are (an unfinished
-    answer is no answer) and counted in the table.
+    Truncated completions are judged as they are (an unfinished answer is no answer) and counted in the table.
 
     Args:
+        path: where all samples lie in the end. Without `kept`, one that exists is read instead: it is complete.
         limits: how to decode; the same seed gives every model the same random numbers.
         label: what the progress bar calls it.
+        problems: those to ask; None takes all of the benchmark's.
         problems_a_block: problems sampled at once, and lost at most in a kill.
+        kept: a file of groups that outlives this call, from which problems that were asked before are answered. It has
+            to belong to this sampler, these limits and this benchmark; of more samples than needed the first count.
     """
-    if path.exists():
+    if kept is None and path.exists():
         return read_jsonl(path, Sample)
     path.parent.mkdir(parents=True, exist_ok=True)
-    problems = benchmark.problems()
-    begun = path.with_name(f".{path.name}.begun")
-    done = _whole_blocks(begun, benchmark.samples * problems_a_block)
-    total = len(problems) * benchmark.samples
-    with begun.open("ab") as file, monitor.track(label, total=total, unit="samples", done=done) as bar:
-        for start in range(done // benchmark.samples, len(problems), problems_a_block):
-            rows = _block(sampler, benchmark, problems[start : start + problems_a_block], limits, bar)
-            file.write(b"".join(json.dumps(asdict(row)).encode() + b"\n" for row in rows))
+    asked = {fingerprint(problem): problem for problem in (benchmark.problems() if problems is None else problems)}
+    begun = path.with_name(f".{path.name}.begun") if kept is None else kept
+    done = {group.key: group.samples[: benchmark.samples] for group in _groups(begun, benchmark.samples)}
+    done = {key: samples for key, samples in done.items() if key in asked}
+    left = [key for key in asked if key not in done]
+    total = len(asked) * benchmark.samples
+    with (
+        begun.open("ab") as file,
+        monitor.track(label, total=total, unit="samples", done=len(done) * benchmark.samples) as bar,
+    ):
+        for start in range(0, len(left), problems_a_block):
+            keys = left[start : start + problems_a_block]
+            for key, samples in zip(
+                keys, _block(sampler, benchmark, [asked[key] for key in keys], limits), strict=True
+            ):
+                done[key] = samples
+                file.write(msgspec.json.encode(Group(key, samples)) + b"\n")
+                bar.advance(len(samples), score=fmean(sample.score for group in done.values() for sample in group))
             file.flush()
-    write_jsonl(path, iterate_jsonl(begun, Sample))
-    begun.unlink()
+    write_jsonl(path, (sample for key in asked for sample in done[key]))
+    if kept is None:
+        begun.unlink()
     return read_jsonl(path, Sample)
 
 
 def _block(
-    sampler: Sampler, benchmark: Benchmark, problems: Sequence[Problem], limits: Limits, bar: Bar
-) -> list[Sample]:
-    groups = sampler.sample([problem.messages for problem in problems], count=benchmark.samples, limits=limits)
-    rows = []
+    sampler: Sampler, benchmark: Benchmark, problems: Sequence[Problem], limits: Limits
+) -> Iterator[tuple[Sample, ...]]:
+    groups = benchmark.ask(sampler, problems, limits)
     for problem, group in zip(problems, groups, strict=True):
         verdicts = benchmark.verifier.score(problem, group)
-        rows += [_sample(problem, *judged) for judged in enumerate(zip(group, verdicts, strict=True))]
-        bar.advance(len(group), score=fmean(row.score for row in rows))
-    return rows
+        yield tuple(_sample(problem, *judged) for judged in enumerate(zip(group, verdicts, strict=True)))
 
 
 def _sample(problem: Problem, index: int, judged: tuple[Completion, Verdict]) -> Sample:
@@ -99,17 +107,16 @@ def _sample(problem: Problem, index: int, judged: tuple[Completion, Verdict]) ->
     )
 
 
-def _whole_blocks(path: Path, block: int) -> int:
-    """Samples of the whole blocks that a killed run left in `path`; what follows them is cut off."""
+def _groups(path: Path, samples: int) -> list[Group]:
+    """The groups of at least so many samples that `path` holds; a last line that a kill cut short is cut off."""
     if not path.exists():
-        return 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    kept = len(lines) // block * block
-    with path.open("r+b") as file:
-        file.truncate(sum(map(len, lines[:kept])))
-    return kept
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return [group for group in iterate_jsonl(path, Group) if len(group.samples) >= samples]
 
 
 def by_problem(samples: Sequence[Sample]) -> dict[str, list[float]]:

@@ -55,11 +55,12 @@ class StepView:
         return float(self.manifest.get("planned", {}).get("seconds", 0.0))
 
 
-def render_page(inputs: Mapping[str, Path], title: str, ledger: Any = None) -> str:
+def render_page(inputs: Mapping[str, Path], title: str, ledger: Any = None, *, again_seconds: int = 0) -> str:
     """The page about the artifacts `inputs`, by the names that the reader knows them by.
 
     Args:
         ledger: of the documents (curate/ledger.py), where there is one.
+        again_seconds: after how long a browser reads the page again; 0 for one that does not change any more.
     """
     figures: dict[str, Model] = {}
     steps = [_view(name, path, figures) for name, path in inputs.items()]
@@ -73,6 +74,7 @@ def render_page(inputs: Mapping[str, Path], title: str, ledger: Any = None) -> s
     return template.render(
         title=title,
         ledger=ledger,
+        again_seconds=again_seconds,
         steps=steps,
         ranks=[[step for step in steps if step.rank == rank] for rank in range(1 + max(step.rank for step in steps))],
         evaluations=evaluations,

@@ -23,6 +23,7 @@ from upweight.core.records import Completion, Message
 from upweight.rollout.sandbox import Sandbox, SandboxLimits, shared_sandbox
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
+from upweight.text.tool_calls import instructions
 
 LONGEST_RESULT = 4000
 """Characters of a tool's result that the model is shown; the middle of a longer one is left out."""
@@ -90,13 +91,6 @@ class Episode:
         return replace(last, stop="length") if self.stop == "turns" else last
 
 
-def instructions(tools: Sequence[Tool]) -> str:
-    """What a system message says about the tools."""
-    listed = "\n".join(json.dumps(tool.schema()) for tool in tools)
-    form = '<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>'
-    return f"You may call these functions:\n<tools>\n{listed}\n</tools>\nTo call one, write\n{form}"
-
-
 def run_episodes(
     sampler: Sampler,
     prompts: Sequence[Sequence[Message]],
@@ -138,9 +132,10 @@ def run_episodes(
 def _with_instructions(prompt: Sequence[Message], tools: Sequence[Tool]) -> tuple[Message, ...]:
     if not tools:
         return tuple(prompt)
+    told = instructions([tool.schema() for tool in tools])
     if prompt and prompt[0].role == "system":
-        return (Message("system", f"{prompt[0].content}\n\n{instructions(tools)}"), *prompt[1:])
-    return (Message("system", instructions(tools)), *prompt)
+        return (Message("system", f"{prompt[0].content}\n\n{told}"), *prompt[1:])
+    return (Message("system", told), *prompt)
 
 
 def _advance(

@@ -16,7 +16,7 @@ log-probabilities differ from the trainer's by at most 2.5e-5 nats, but for one 
 import copy
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class LocalSampler(Sampler):
             multiply it natively, and several times slower on others. The weights of the moment are rounded at each
             call, and log-probabilities are those of the rounded model, some hundredths of a nat from a trainer's.
         raw_logprobs: also keep each token's log-probability under the model before temperature and truncation.
+        fits: a completion that the model's context leaves less room than its limit gets that room, and a prompt that
+            leaves none an empty, truncated completion, instead of the whole call being refused.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class LocalSampler(Sampler):
         cache_bytes: int = 4 << 30,
         dtype: str | None = None,
         raw_logprobs: bool = False,
+        fits: bool = False,
     ) -> None:
         if batch_rows < 1:
             raise ValueError(f"batch_rows is {batch_rows}: at least one completion has to be decoded at a time")
@@ -94,10 +97,29 @@ class LocalSampler(Sampler):
         self.cache_bytes = cache_bytes
         self.raw_logprobs = raw_logprobs
         self.dtype = None if dtype is None else _DTYPES[dtype]
+        self.fits = fits
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
         """`count` completions for each prompt; UserError where one leaves no room in the model's context."""
         read = [self._encode(prompt) for prompt in prompts]
+        return self._fitted(read, count, limits) if self.fits else self._sampled(read, count, limits)
+
+    def _fitted(self, read: list[list[int]], count: int, limits: Limits) -> list[list[Completion]]:
+        """Each prompt with the room that its own length leaves, those of equal room together."""
+        context = self.model.config.max_context
+        by_room: dict[int, list[int]] = {}
+        for place, tokens in enumerate(read):
+            by_room.setdefault(min(limits.max_new_tokens, context - len(tokens)), []).append(place)
+        made: dict[int, list[Completion]] = {}
+        for room, places in by_room.items():
+            if room < 1:
+                groups = [[Completion((), (), "", "length", self.policy)] * count for _ in places]
+            else:
+                groups = self._sampled([read[place] for place in places], count, replace(limits, max_new_tokens=room))
+            made.update(zip(places, groups, strict=True))
+        return [made[place] for place in range(len(read))]
+
+    def _sampled(self, read: list[list[int]], count: int, limits: Limits) -> list[list[Completion]]:
         longest = max((len(tokens) for tokens in read), default=0)
         context = self.model.config.max_context
         if longest and longest + limits.max_new_tokens > context:

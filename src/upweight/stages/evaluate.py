@@ -13,8 +13,9 @@ from typing import Any
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits
+from upweight.core.records import Sample
 from upweight.core.work import Estimate, Summary, Work
-from upweight.evals.measure import Sample, difference, measure, summary
+from upweight.evals.measure import difference, measure, summary
 from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
 from upweight.model.language_model import fingerprint, load
 from upweight.rollout.local import LocalSampler
@@ -131,6 +132,7 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     return Estimate(
         tokens=tokens * len(models),
         flops=sum(2 * item.parameters * tokens for item in models),
+        sampled_flops=sum(2 * item.parameters * tokens for item in models),
         memory_bytes=max((4 * item.parameters for item in models), default=0) + 5e8,
         disk_bytes=1000 * count * len(config.problems) * config.samples * len(models),
     )

@@ -127,6 +127,7 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     return Estimate(
         tokens=tokens,
         flops=2.0 * model.parameters * tokens,
+        sampled_flops=2.0 * model.parameters * tokens,
         memory_bytes=4 * model.parameters + 8e8,
         disk_bytes=1500.0 * count,
         seconds=0.005 * count * config.gate.count if config.reward.kind == "code" else 0.0,

@@ -20,6 +20,8 @@ from upweight.text.tokenizer import Tokenizer
 EXAMPLES = 3
 SAID_BIAS = 0.5
 """A length bias beyond which the person who waits is told."""
+ASSUMED_KEPT_SHARE = 1 / 3
+"""Of the problems, those that give a pair, for the plan."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     return Estimate(
         tokens=by_teacher + by_student,
         flops=2 * (teacher * by_teacher + student * by_student),
+        sampled_flops=2 * (teacher * by_teacher + student * by_student),
         memory_bytes=4 * (teacher + student) + 8e8,
-        disk_bytes=2500.0 * count,
+        disk_bytes=2500.0 * count * ASSUMED_KEPT_SHARE,
     )

@@ -104,6 +104,7 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     return Estimate(
         tokens=each * len(sizes),
         flops=sum((2 * size * each for size in sizes), 0.0),
+        sampled_flops=sum((2 * size * each for size in sizes), 0.0),
         memory_bytes=3e8 + sum(4 * size for size in sizes),
         disk_bytes=2000 * count,
         seconds=0.001 * count,

@@ -195,4 +195,11 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
                 flops += 2 * inputs[part.input].parameters * each
                 memory += 4 * inputs[part.input].parameters
                 tokens += each
-    return Estimate(tokens=tokens, flops=flops, memory_bytes=memory, disk_bytes=6000.0 * count, seconds=0.002 * count)
+    return Estimate(
+        tokens=tokens,
+        flops=flops,
+        sampled_flops=flops,
+        memory_bytes=memory,
+        disk_bytes=6000.0 * count,
+        seconds=0.002 * count,
+    )

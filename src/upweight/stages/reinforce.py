@@ -498,13 +498,15 @@ def _curve(path: Path, name: str) -> list[float]:
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """Each completion is sampled once and trained on once; a group shares a prompt of about twice its length."""
+    """Each completion takes half of the tokens allowed, is sampled once and trained on once; a group shares a prompt of
+    about twice its length."""
     model = inputs["model"]
     completions = config.steps * config.problems_a_step * config.group
-    tokens = completions * config.limits.max_new_tokens
+    tokens = completions * config.limits.max_new_tokens / 2
     return Estimate(
         tokens=tokens,
         flops=model.parameters * tokens * (2 + 6 * (1 + 2 / config.group)),
+        sampled_flops=model.parameters * tokens * 2,
         memory_bytes=16 * model.parameters + 1.2e9,
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,

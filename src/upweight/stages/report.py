@@ -34,10 +34,10 @@ def run(config: Config, work: Work) -> Summary:
     return {"bytes": path.stat().st_size, "steps": len(work.inputs)}
 
 
-def write_page(inputs: Mapping[str, Path], path: Path, *, title: str) -> None:
+def write_page(inputs: Mapping[str, Path], path: Path, *, title: str, again_seconds: int = 0) -> None:
     """The page about the artifacts `inputs`, complete or still being built, all at once into `path`."""
     complete = [read_manifest(found / MANIFEST) for found in inputs.values() if (found / MANIFEST).exists()]
-    write_whole(path, render_page(inputs, title, ledger_of(complete)))
+    write_whole(path, render_page(inputs, title, ledger_of(complete), again_seconds=again_seconds))
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:

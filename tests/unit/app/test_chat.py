@@ -29,13 +29,35 @@ def test_thinking_is_told_from_the_answer() -> None:
     assert list(Shown(thinking=True).parts("a<think>b</think>c")) == [("a", False), ("b", True), ("c", False)]
 
 
-def test_a_pipe_is_answered_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = tiny_checkpoint(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Ann has 3\n\nBob?\n/new\nAnn?\n/quit\nnever read\n"))
+def answered(folder: Path, monkeypatch: pytest.MonkeyPatch, piped: str, **given) -> str:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
     console = Console(file=io.StringIO(), width=200)
-    chat(str(directory), root=tmp_path, limits=Limits(8, temperature=0.0), machine=Machine(), console=console)
-    assert console.file.getvalue().count("cut off") == 3
-    assert sys.stdin.read() == "never read\n"
+    directory = str(folder / "model")
+    given = {"given": [directory], **given}
+    chat(root=folder, limits=Limits(8, temperature=0.0), machine=Machine(), console=console, **given)
+    return console.file.getvalue()
+
+
+def test_a_pipe_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_checkpoint(tmp_path)
+    assert answered(tmp_path, monkeypatch, "Ann has 3\n\nBob?\n").count("cut off") == 1
+    assert answered(tmp_path, monkeypatch, "\n") == ""
+
+
+def test_each_line_of_a_pipe_may_be_a_question_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_checkpoint(tmp_path)
+    alone = answered(tmp_path, monkeypatch, "Bob?")
+    printed = answered(tmp_path, monkeypatch, "Ann has 3\n\nBob?\n", each_line=True)
+    assert printed.count("cut off") == 2
+    assert printed.endswith(alone)  # nothing of the first question is left
+
+
+def test_two_models_answer_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (tiny_checkpoint(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    printed = answered(tmp_path, monkeypatch, "Ann has 3", given=[str(one), str(other)])
+    assert printed.count("cut off") == 2
+    assert str(one) in printed.splitlines()[0]
+    assert str(other) in printed.splitlines()[0]
 
 
 def test_the_oldest_turns_go_first(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import tiny_checkpoint
 
-from upweight.app.engine import Engine, Request
+from upweight.app.engine import Drawn, Engine, Request
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.model.weights import load
@@ -69,7 +69,7 @@ def test_characters_of_several_tokens_come_whole(engine: Engine) -> None:
     tokens = engine.tokenizer.encode("a日b")  # three bytes, of which the tokenizer knows no merge
     assert len(tokens) == 5
     for token in tokens:
-        request.take(token, 0.0, engine.tokenizer)
+        request.take(Drawn(token, 0.0, ()), engine.tokenizer)
     assert shown == ["a", "", "", "日", "b"]
     assert deliver is not None
 

@@ -2,12 +2,17 @@
 
 import io
 
+import pytest
 from rich.console import Console
 from small_stages import Count, Total
 
-from upweight.app.planner import ATTAINED, Speed, plan, print_plan
+from upweight.app.cluster import KNOWN, Cluster, describe
+from upweight.app.find import find_recipe
+from upweight.app.planner import ATTAINED, SAMPLED, Speed, plan, print_plan
 from upweight.app.recipe import Recipe, Step
+from upweight.core.errors import UserError
 from upweight.core.work import Estimate, Machine
+from upweight.model.config import ModelConfig
 
 NUMBERS = Step("numbers", Count, Count.Config(to=1000))
 RECIPE = Recipe("r", Step("total", Total, Total.Config(), {"numbers": NUMBERS}))
@@ -20,6 +25,8 @@ def test_seconds_are_flops_by_speed_and_overhead() -> None:
     assert speed.flops_per_second(1e6) == fast  # measured once
     assert speed.seconds(Estimate(flops=fast, seconds=2.0, parameters=1e6)) == 1 / ATTAINED + 2.0
     assert speed.seconds(Estimate()) == 0.0
+    sampled = Estimate(flops=2 * fast, sampled_flops=fast, parameters=1e6)
+    assert speed.seconds(sampled) == pytest.approx(1 / ATTAINED + 1 / SAMPLED)
 
 
 def test_estimates_flow_from_inputs() -> None:
@@ -36,3 +43,62 @@ def test_the_table() -> None:
     assert "1T" in printed
     assert "total" in printed
     assert "at 3,600.00 an hour" in printed
+
+
+LLAMA_8B = ModelConfig(128_256, width=4096, layers=32, heads=32, kv_heads=8, ffn=14_336, tied=False)
+LLAMA_405B = ModelConfig(128_256, width=16_384, layers=126, heads=128, kv_heads=8, ffn=53_248, tied=False)
+
+
+def test_parameters_and_flops_against_published_figures() -> None:
+    # the checkpoint of Llama-3.1-8B has 8,030,261,248 parameters, that of the 405B 405,853,388,800
+    assert LLAMA_8B.parameter_count() == 8_030_261_248
+    assert LLAMA_405B.parameter_count() == 405_853_388_800
+    # The Llama 3 Herd of Models (arXiv 2407.21783), section 3.2.1: 3.8e25 operations for 15.6T tokens at 8K
+    assert 3 * LLAMA_405B.flops_per_token(8192) * 15.6e12 == pytest.approx(3.8e25, rel=0.1)
+
+
+def test_throughput_against_published_figures() -> None:
+    # torchtitan, Llama-3.1-8B at 8K on 8 H100 with FSDP: 5,762 tokens a second and GPU, compiled 6,667
+    seconds_a_token = 3 * LLAMA_8B.flops_per_token(8192) / KNOWN["H100"].training_flops_per_second()
+    assert 1 / seconds_a_token == pytest.approx(6667, rel=0.3)
+    assert 1 / seconds_a_token == pytest.approx(5762, rel=0.3)
+
+
+def test_the_report_s_recipe_on_23_trillion_tokens() -> None:
+    recipe = find_recipe("nanbeige4_3b", {})
+    cluster = describe("H100", count=512, price_per_hour=2.0)
+    machine = Machine(sharding="fsdp", recompute=1.0)
+    base = next(item for item in plan(recipe, machine, cluster) if item.step == "base")
+    # 2 x 166,144 x 2560, 32 layers of 2560 x (48 x 128 + 3 x 10496 + 2), and the last norm of 2560
+    assert base.estimate.parameters == 3_933_637_120
+    assert base.estimate.tokens == 23e12
+    # six operations a parameter that multiplies and token, and attention of 4K and 64K on top
+    multiplying = base.estimate.parameters - 166_144 * 2560
+    assert 6 * multiplying * 23e12 < base.estimate.flops < 1.5 * 6 * multiplying * 23e12
+    # recomputation adds a third of the training's operations
+    assert base.seconds == pytest.approx(base.estimate.flops * 4 / 3 / (512 * 0.38 * 989e12), rel=1e-6)
+    assert base.estimate.memory_bytes < 80e9
+    whole = next(item for item in plan(recipe, Machine(), describe("H100")) if item.step == "base")
+    assert whole.estimate.memory_bytes > 80e9
+
+
+def test_a_machine_of_ones_own() -> None:
+    mine = describe("mine", count=4, tflops=100, memory_gb=24, bandwidth_gb=900, link_gb=30)
+    assert mine == Cluster("mine", 100e12, 24e9, 900e9, 30e9, count=4)
+    # a step reads all weights once: 64 rows x 2 operations for each 2 bytes read at 70% of 900 GB/s
+    assert mine.sampling_flops_per_second(64) == pytest.approx(4 * 64 * 0.7 * 900e9)
+    assert describe("H100", tflops=500).flops_per_second == 500e12
+    with pytest.raises(UserError, match="the GPU 'mine' is none of A100"):
+        describe("mine", tflops=100)
+    with pytest.raises(UserError, match="count above 0"):
+        describe("H100", count=0)
+
+
+def test_what_does_not_fit_is_said() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    small = describe("RTX4090", count=2, price_per_hour=0.4)
+    print_plan(find_recipe("nanbeige4_3b", {}), Machine(), cluster=small, console=console)
+    printed = console.file.getvalue()
+    assert "2 x RTX4090" in printed
+    assert "GPU-hours at 38% of the peak" in printed
+    assert "base, cold_start, sft: more than the 24 GB of a RTX4090" in printed

@@ -1,10 +1,12 @@
 """The official client works unchanged, and requests that are wrong, large or too many are refused in its own terms."""
 
+import math
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import httpx
 import openai
@@ -12,7 +14,7 @@ import pytest
 import uvicorn
 from tiny_checkpoint import tiny_checkpoint
 
-from upweight.app.engine import Engine
+from upweight.app.engine import Engine, Piece, Request
 from upweight.app.serve import ServeConfig, make_app
 from upweight.model.weights import load
 from upweight.text.tokenizer import Tokenizer
@@ -20,8 +22,13 @@ from upweight.text.tokenizer import Tokenizer
 QUESTION = [{"role": "user", "content": "Ann has 3 apples?"}]
 
 
+class Served(NamedTuple):
+    base: str
+    engine: Engine
+
+
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
     engine = Engine(load(directory)[0], Tokenizer.load(directory), rows=4)
     config = ServeConfig(max_new_tokens=200, concurrent=8, body_bytes=100_000)
@@ -33,9 +40,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
+    yield Served(f"http://127.0.0.1:{port}", engine)
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def base(served: Served) -> str:
+    return served.base
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +98,14 @@ def test_text(client: openai.OpenAI) -> None:
         (b'{"messages": [{"role": "user", "content": "x"}], "n": 10000}', 400, "n"),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt"}', 404, "tiny"),
         (b'{"messages": [{"role": "user", "content": "x"}], "tools": [{}]}', 400, "tools"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}', 400, "cannot be made to call"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "top_logprobs": 3}', 400, "needs logprobs"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "top_logprobs": 50}', 400, "top_logprobs"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', 400, "temperature"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, ""),
+        (b'{"messages": [{"role": "user", "content": "\xff"}]}', 400, ""),
+        (b'{"messages": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, ""),
+        (b"", 400, "body"),
         (b'{"messages": [{"role": "user", "content": "' + b"x" * 5000 + b'"}]}', 400, "context"),
         (b'{"messages": [{"role": "user", "content": "' + b"x" * 200_000 + b'"}]}', 413, "100,000 bytes"),
     ],
@@ -104,6 +124,75 @@ def test_a_body_without_a_declared_length_is_bounded_too(base: str) -> None:
 
 def test_another_name_for_this_machine_is_refused(base: str) -> None:
     assert httpx.get(f"{base}/v1/models", headers={"Host": "attacker.example"}).status_code == 400
+
+
+def test_ten_megabytes_are_read_and_refused(base: str) -> None:
+    content = b'{"messages": [{"role": "user", "content": "' + b"x" * 10_000_000 + b'"}]}'
+    for given in (content, iter([content[:5_000_000], content[5_000_000:]])):
+        reply = httpx.post(f"{base}/v1/chat/completions", content=given, timeout=60)
+        assert reply.status_code == 413
+        assert reply.json()["error"]["code"] == "too_large"
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def says(engine: Engine, text: str):
+    """Make the engine answer with `text`, token by token, whatever it is asked."""
+
+    def submit(prompt, limits, deliver, *, seconds, alternatives):
+        tokens = engine.tokenizer.encode(text)
+        for token in tokens:
+            deliver(Piece(token, -0.5, engine.tokenizer.decode([token])))
+        deliver(Piece(engine.tokenizer.end_of_turn, -0.1, "", "end"))
+        return Request(prompt, limits, deliver, 1.0)
+
+    return submit
+
+
+def test_tool_calls(served: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'Adding.\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+    monkeypatch.setattr(served.engine, "submit", says(served.engine, text))
+    given = {"model": "tiny", "messages": QUESTION, "tools": [TOOL]}
+    (choice,) = client.chat.completions.create(**given).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "Adding."
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("add", '{"a": 1, "b": 2}')
+    with client.chat.completions.stream(**given) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].finish_reason == "tool_calls"
+    assert final.choices[0].message.tool_calls[0].function.arguments == '{"a": 1, "b": 2}'
+    # the result goes back with the call, and without tools the text is left as it is
+    history = [
+        *QUESTION,
+        choice.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "3"},
+    ]
+    assert client.chat.completions.create(**{**given, "messages": history}).choices[0].message.tool_calls
+    plain = client.chat.completions.create(model="tiny", messages=QUESTION)
+    assert plain.choices[0].message.content == text
+    assert plain.choices[0].message.tool_calls is None
+
+
+def test_the_likeliest_tokens_are_told(client: openai.OpenAI) -> None:
+    given = {"model": "tiny", "messages": QUESTION, "max_tokens": 4, "seed": 1, "logprobs": True, "top_logprobs": 3}
+    for temperature in (0.0, 1.0):
+        answered = client.chat.completions.create(**given, temperature=temperature)
+        for row in answered.choices[0].logprobs.content:
+            told = [other.logprob for other in row.top_logprobs]
+            assert len(told) == 3
+            assert told == sorted(told, reverse=True)
+            assert row.logprob <= told[0] + 1e-6
+            assert sum(map(math.exp, told)) <= 1 + 1e-6
+            if temperature == 0:
+                assert row.token == row.top_logprobs[0].token
+                assert row.logprob == pytest.approx(told[0], abs=1e-6)
+    text = client.completions.create(model="tiny", prompt="Ann", max_tokens=2, logprobs=2, temperature=0)
+    assert all(len(likely) == 2 for likely in text.choices[0].logprobs.top_logprobs)
 
 
 def test_too_many_are_turned_away_and_the_rest_answered(client: openai.OpenAI) -> None:

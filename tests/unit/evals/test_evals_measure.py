@@ -8,9 +8,9 @@ import pytest
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Prompt, Sampler, Verifier
-from upweight.core.records import Completion, Problem, Verdict
+from upweight.core.records import Completion, Problem, Sample, Verdict
 from upweight.core.work import Silent
-from upweight.evals.measure import Sample, by_problem, difference, measure, summary
+from upweight.evals.measure import by_problem, difference, measure, summary
 from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
 from upweight.store.jsonl import read_jsonl
 

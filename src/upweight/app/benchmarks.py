@@ -1,0 +1,65 @@
+"""From what a person types after --on to a benchmark.
+
+gsm8k                      a benchmark of ours (`upweight eval --help` lists them), its data from hub or package
+gpqa=gpqa_diamond.csv      the same with its data in a file
+bfcl:multiple+parallel     parts of it
+my_problems.jsonl          problems of one's own
+my_benchmark.py            a benchmark of one's own
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from upweight.app.find import find_module
+from upweight.app.recipe import suggestion
+from upweight.core.errors import UserError
+from upweight.core.protocols import Benchmark, Verifier
+from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
+from upweight.evals.setting import Setting, benchmark_names, open_module, open_named
+from upweight.verify.answers import AnswerVerifier
+from upweight.verify.code_tests import CodeVerifier
+from upweight.verify.gym import GymVerifier
+
+FILE_SAMPLES = 8
+
+
+def find_benchmarks(given: Sequence[str], setting: Setting) -> list[Benchmark]:
+    """The benchmarks that are named, each of which may hold several names with commas between them.
+
+    Raises UserError where one is not there, lacks what it needs, or a name is given twice.
+    """
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"name what to measure on: --on {','.join(benchmark_names()[:3])}, or a file of problems")
+    found = [find_benchmark(name, setting) for name in names]
+    taken = [benchmark.name for benchmark in found]
+    repeated = sorted({name for name in taken if taken.count(name) > 1})
+    if repeated:
+        raise UserError(f"{repeated[0]} is named twice: results are kept by name, so measure them one after the other")
+    return found
+
+
+def find_benchmark(given: str, setting: Setting) -> Benchmark:
+    """The benchmark that `given` names."""
+    if given.endswith(".py"):
+        return open_module(find_module(given), given, setting)
+    asked, _, data = given.partition("=")
+    name, _, parts = asked.partition(":")
+    if name in benchmark_names():
+        return open_named(
+            name, replace(setting, data=Path(data) if data else None, parts=tuple(filter(None, parts.split("+"))))
+        )
+    path = Path(given)
+    if path.is_file() or path.suffix == ".jsonl":
+        verifiers: Mapping[str, Verifier] = {
+            "answer": AnswerVerifier(),
+            "code": CodeVerifier(setting.sandbox),
+            "gym": GymVerifier(unsafe=setting.unsafe),
+        }
+        verifier = verifiers[kind_of(read_problems(path), path)]
+        return ProblemFile(path.stem, path, verifier, samples=setting.samples or FILE_SAMPLES)
+    raise UserError(
+        f"there is no benchmark {name!r}{suggestion(name, benchmark_names())} and no file of that name; there are "
+        f"{', '.join(benchmark_names())}, files of problems (.jsonl), and benchmarks of your own (.py)"
+    )

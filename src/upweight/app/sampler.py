@@ -1,0 +1,88 @@
+"""The model that a person names, as a Sampler: a checkpoint of any origin, a name on the hub, or an endpoint.
+
+runs/quickstart/sft          a directory; RECIPE and RECIPE:STEP as everywhere
+Qwen/Qwen3-0.6B              a name on the Hugging Face hub
+http://host:8000/v1          an OpenAI-compatible endpoint that serves one model
+http://host:8000/v1#NAME     one of several that it serves; the key is taken from OPENAI_API_KEY
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+
+from upweight.app.lineage import find_model
+from upweight.core.errors import UserError
+from upweight.core.protocols import Sampler
+from upweight.core.work import Machine
+from upweight.model.language_model import fingerprint, load
+from upweight.rollout.local import LocalSampler
+from upweight.rollout.remote import RemoteSampler
+from upweight.text.tokenizer import Tokenizer
+
+ENDPOINT = re.compile(r"https?://")
+IN_FLIGHT = 32
+LOCAL_ROWS = 64
+"""Completions that are begun together on this machine; what is done is kept after as many."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model to sample from.
+
+    Attributes:
+        identity: what its answers depend on besides the prompt and the limits.
+        rows: completions to ask for at once.
+    """
+
+    sampler: Sampler
+    identity: Mapping[str, object]
+    rows: int
+
+
+def check_model(given: str, root: Path) -> None:
+    """Raises UserError where `given` names nothing, before anything is loaded. A name on the hub is fetched here."""
+    if not ENDPOINT.match(given):
+        find_model(given, root)
+
+
+@contextmanager
+def open_sampler(given: str, *, root: Path, machine: Machine) -> Iterator[Opened]:
+    """A sampler of the model that `given` names; a local one's memory is free again afterwards."""
+    if ENDPOINT.match(given):
+        url, _, name = given.partition("#")
+        model = name or _served(url)
+        remote = RemoteSampler(url, model, most_in_flight=IN_FLIGHT)
+        yield Opened(remote, {"endpoint": url.rstrip("/"), "model": model}, 8 * IN_FLIGHT)
+        return
+    directory = find_model(given, root)
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    model_, _ = load(directory, device=machine.device)
+    tokenizer = Tokenizer.load(directory)
+    sampler = LocalSampler(model_.eval(), tokenizer, policy=fingerprint(model_), fits=True)
+    identity = {"weights": sampler.policy, "tokenizer": tokenizer.fingerprint, "template": tokenizer.chat_template}
+    yield Opened(sampler, identity, LOCAL_ROWS)
+
+
+def _served(url: str) -> str:
+    """The one model that an endpoint serves. Raises UserError where it serves several, or does not answer."""
+    key = os.environ.get("OPENAI_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        reply = httpx.get(f"{url.rstrip('/')}/models", headers=headers, timeout=30.0)
+        reply.raise_for_status()
+        names = [str(model["id"]) for model in reply.json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{url} does not say which models it serves ({type(error).__name__}: {error}): check that the server runs "
+            f"and that the address ends in /v1, or name the model, {url}#NAME"
+        ) from error
+    if len(names) != 1:
+        raise UserError(f"{url} serves {len(names)} models ({', '.join(names[:8])}): name one, {url}#NAME")
+    return names[0]
