@@ -14,6 +14,15 @@ from playwright.sync_api import sync_playwright
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 MOST_BYTES = 5_000_000
+CANVASES = """() => {
+    let count = 0;
+    const walk = root => root.querySelectorAll('*').forEach(element => {
+        if (element.tagName === 'CANVAS' && element.width > 50) count += 1;
+        if (element.shadowRoot) walk(element.shadowRoot);
+    });
+    walk(document);
+    return count;
+}"""
 
 
 def main() -> int:
@@ -47,9 +56,15 @@ def main() -> int:
             wide = page.evaluate("document.documentElement.scrollWidth")
             if wide > width:
                 faults.append(f"{name}: the page is {wide} pixels wide on a screen of {width}")
-            charts = page.evaluate("document.querySelectorAll('canvas').length")
-            page.screenshot(path=str(given.out / f"{given.page.stem}-{name}.png"), full_page=False)
-            print(f"{name}: {wide} of {width} pixels wide, {charts} canvases, title {page.title()!r}")
+            charts = page.evaluate(CANVASES)
+            expected = page.evaluate("document.querySelectorAll('.charts > div').length")
+            if charts < expected:
+                faults.append(f"{name}: {charts} of {expected} charts are drawn")
+            page.screenshot(path=str(given.out / f"{given.page.stem}-{name}.png"))
+            for place, found in enumerate(page.query_selector_all(".charts")[:2]):
+                found.scroll_into_view_if_needed()
+                page.screenshot(path=str(given.out / f"{given.page.stem}-{name}-charts-{place}.png"))
+            print(f"{name}: {wide} of {width} pixels wide, {charts} of {expected} charts, title {page.title()!r}")
             context.close()
         browser.close()
     print(f"{size:,} bytes; faults: {faults or 'none'}")

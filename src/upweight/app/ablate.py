@@ -22,9 +22,10 @@ from upweight.app.find import CLAIMS, find_module, find_recipe, recipe_names
 from upweight.app.recipe import Recipe, Step
 from upweight.app.runner import run
 from upweight.core.errors import UserError
+from upweight.core.records import Sample
 from upweight.core.work import Machine
 from upweight.evals.estimators import OverRuns, over_runs
-from upweight.evals.measure import Sample, difference, summary
+from upweight.evals.measure import difference, summary
 from upweight.store.artifact import LocalStore, write_whole
 from upweight.store.jsonl import read_jsonl
 

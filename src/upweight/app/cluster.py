@@ -5,6 +5,7 @@ upweight plan small --gpu mine --gpu-tflops 120 --gpu-memory 24 --gpu-bandwidth 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from upweight.core.errors import UserError
 
@@ -102,6 +103,7 @@ def describe(
             f"the GPU {gpu!r} is none of {', '.join(KNOWN)}: for another, give --gpu-tflops, --gpu-memory, "
             "--gpu-bandwidth and --gpu-link"
         )
-    figures = {name: float(value) for name, value in given.items() if value is not None}
-    made = replace(known, **figures) if known is not None else Cluster(gpu, **figures)
+    base = known or Cluster(gpu, 1.0, 1.0, 1.0, 1.0)
+    figures: dict[str, Any] = {name: float(value) for name, value in given.items() if value is not None}
+    made = replace(base, **figures)
     return replace(made, count=count, price_per_hour=price_per_hour, attained=attained or made.attained)

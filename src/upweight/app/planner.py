@@ -124,12 +124,12 @@ def _memory_of_a_gpu(cost: Estimate, state: float, machine: Machine, cluster: Cl
 
 def _moving_seconds(config: Any, cost: Estimate, machine: Machine, cluster: Cluster) -> float:
     """What the links need for the weights and gradients of all microbatches, or steps where the model is replicated."""
-    if cluster.count == 1:
+    shared = machine.sharding == "fsdp"
+    at_once = float(getattr(config, "microbatch_tokens" if shared else "batch_tokens", 0))
+    if cluster.count == 1 or not at_once:
         return 0.0
-    at_once = config.microbatch_tokens * cluster.count if machine.sharding == "fsdp" else config.batch_tokens
-    passes = cost.tokens / max(1, at_once)
-    copies = 3 if machine.sharding == "fsdp" else 2
-    return passes * copies * 2.0 * cost.parameters / cluster.link
+    passes = cost.tokens / (at_once * cluster.count if shared else at_once)
+    return passes * (3 if shared else 2) * 2.0 * cost.parameters / cluster.link
 
 
 def print_plan(

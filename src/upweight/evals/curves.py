@@ -15,6 +15,7 @@ Stretch = tuple[str, float | int, float | int]
 
 COUNTERS = ("step", "rollout_step")
 PLACES = ("consumed",)
+AXES = {"consumed": "tokens consumed"}
 UNINTERESTING = ("tokens", "seconds", "phase", *COUNTERS, *PLACES)
 FIRST = ("loss", "reward", "accuracy", "learning_rate")
 SCHEDULED = ("learning_rate",)
@@ -78,7 +79,7 @@ def _phases(rows: Sequence[Mapping[str, Any]], across: str) -> list[Stretch]:
 def _curve(name: str, across: str, points: Sequence[Point], phases: Sequence[Stretch]) -> figure:
     kept = points[:: max(1, len(points) // MOST_POINTS)]
     source = ColumnDataSource({"x": [x for x, _ in kept], "raw": [y for _, y in kept], "mean": _smooth(kept, name)})
-    made = _empty(name.replace("_", " "), across.replace("_step", " step"))
+    made = _empty(name.replace("_", " "), AXES.get(across, across.replace("_step", " step")))
     for index, (phase, begin, end) in enumerate(phases):
         made.add_layout(
             BoxAnnotation(left=begin, right=end, fill_color=SHADES[index % 2], fill_alpha=1.0, level="image")

@@ -178,9 +178,20 @@ class Tokenizer:
 
         `control` False reads the names of control tokens as plain text: for documents and inputs of others, which must
         not be able to end a text or open a turn.
+
+        Raises UserError for half of a surrogate pair, which JSON can hold and Unicode text cannot.
         """
         backend = self._backend if control else self._uncontrolled
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(backend.encode(text, add_special_tokens=False).ids)
+        except TypeError:
+            place = next((place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+            if place is None:
+                raise
+            raise UserError(
+                f"character {place} of a text is half of a surrogate pair (U+{ord(text[place]):04X}), which is no "
+                "Unicode: remove it"
+            ) from None
 
     def encode_many(self, texts: Sequence[str], *, control: bool = True) -> list[list[int]]:
         """`encode` over many texts at once, on all threads."""

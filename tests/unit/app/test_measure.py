@@ -151,7 +151,7 @@ def test_names_are_found(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "1?", "answer": "#### 1"}\n')
     found = find_benchmarks([f"gsm8k={tmp_path}/rows.jsonl,{problems(tmp_path)}"], Setting())
     assert [benchmark.name for benchmark in found] == ["gsm8k", "own"]
-    with pytest.raises(UserError, match="no benchmark 'gsm8'; did you mean"):
+    with pytest.raises(UserError, match="no file 'gsm8': did you mean gsm8k"):
         find_benchmarks(["gsm8"], Setting())
     with pytest.raises(UserError, match="is named twice"):
         find_benchmarks([problems(tmp_path), problems(tmp_path)], Setting())

@@ -85,8 +85,9 @@ def test_the_report_s_recipe_on_23_trillion_tokens() -> None:
 def test_a_machine_of_ones_own() -> None:
     mine = describe("mine", count=4, tflops=100, memory_gb=24, bandwidth_gb=900, link_gb=30)
     assert mine == Cluster("mine", 100e12, 24e9, 900e9, 30e9, count=4)
-    # a step reads all weights once: 64 rows x 2 operations for each 2 bytes read at 70% of 900 GB/s
-    assert mine.sampling_flops_per_second(64) == pytest.approx(4 * 64 * 0.7 * 900e9)
+    # a step reads all weights once: 16 rows x 2 operations for each 2 bytes read at 70% of 900 GB/s
+    assert mine.sampling_flops_per_second(16) == pytest.approx(4 * 16 * 0.7 * 900e9)
+    assert mine.sampling_flops_per_second(1000) == mine.training_flops_per_second()
     assert describe("H100", tflops=500).flops_per_second == 500e12
     with pytest.raises(UserError, match="the GPU 'mine' is none of A100"):
         describe("mine", tflops=100)

@@ -191,7 +191,8 @@ def test_a_hub_name_is_fetched(made: Tokenizer, tmp_path: Path, monkeypatch: pyt
     made.save(tmp_path / "snapshot")
     asked: list[object] = []
 
-    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+    def snapshot(name: str, *, repo_type: str, allow_patterns: list[str]) -> str:
+        assert repo_type == "model"
         asked.append((name, "*.safetensors" in allow_patterns))
         if name != "owner/tokens":
             raise OSError("not found")

@@ -38,7 +38,7 @@ def test_calls_are_read_in_both_forms(text: str, calls: list[dict[str, Any]]) ->
     assert decoded(text) == calls
 
 
-@pytest.mark.parametrize("text", ["I cannot do that.", "", "[1, 2]", "[f(**x)]", "<tool_call>{</tool_call>", "f(", "("])
+@pytest.mark.parametrize("text", ["I cannot do that.", "[1, 2]", "[f(**x)]", "<tool_call>{</tool_call>", "f(", "("])
 def test_no_call(text: str) -> None:
     with pytest.raises(NoCall):
         decoded(text)
