@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from upweight.core.compressed import opened
 from upweight.core.errors import UserError
+from upweight.core.files import DAMAGE, opened
 from upweight.core.hub import open_dataset
 from upweight.core.protocols import Benchmark, Verifier
 from upweight.core.records import Problem, Sample
@@ -107,7 +107,7 @@ def read_rows(path: Path) -> list[Row]:
             return list(csv.DictReader(io.StringIO(text, newline="")))
         if kind in (".jsonl", ".json"):
             return list(_json_rows(text, path))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as error:
+    except (*DAMAGE, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{path} cannot be read to its end ({error}): fetch or write it again") from error
     raise UserError(f"{path}: expected a file that ends in {ENDINGS}")
 
