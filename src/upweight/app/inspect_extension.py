@@ -123,9 +123,11 @@ class UpweightModel(ModelAPI):
     async def _pieces(self, prompt: Sequence[int], limits: Limits) -> list[Piece]:
         arrived: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        request = self._engine.submit(
-            prompt, limits, lambda piece: loop.call_soon_threadsafe(arrived.put_nowait, piece)
-        )
+
+        def deliver(piece: Piece) -> None:
+            loop.call_soon_threadsafe(arrived.put_nowait, piece)
+
+        request = self._engine.submit(prompt, limits, deliver)
         pieces: list[Piece] = []
         try:
             while not pieces or pieces[-1].stop is None:
