@@ -21,6 +21,7 @@ from benchmarks.work import (
     TEACHER,
     Work,
     blocks,
+    dtype,
     preferences,
     samples,
 )
@@ -45,11 +46,6 @@ KEPT = 32
 
 LONG = 10**9
 """More tokens or steps than any contest takes."""
-
-
-def dtype() -> str:
-    """bfloat16 where the processor multiplies it natively: elsewhere it is several times slower than float32."""
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def pretrain(turns: Turns, work: Work) -> None:

@@ -1,16 +1,16 @@
-"""The matrix product as the yardstick: how fast the processor multiplies in bfloat16 when it does nothing else."""
+"""The matrix product as the yardstick: how fast the processor multiplies when it does nothing else."""
 
 import torch
 
 from benchmarks.contest import Turns
-from benchmarks.work import Work
+from benchmarks.work import Work, dtype
 
 SIZE = 2048
 
 
 def matmul(turns: Turns, work: Work) -> None:
     """Products of two SIZE x SIZE matrices; the unit is the floating-point operation."""
-    a, b = (torch.randn(SIZE, SIZE).bfloat16() for _ in "ab")
+    a, b = (torch.randn(SIZE, SIZE, dtype=getattr(torch, dtype())) for _ in "ab")
     while turns.step(_product(a, b)):
         pass
 

@@ -1,6 +1,7 @@
 """Other trainers on the same work: plain loops over transformers models, its Trainer, TRL's SFTTrainer.
 
-They are left at their defaults but for what the work says (rows, context, optimizer, no logging, no saving).
+They are left at their defaults but for what the work says (rows, context, optimizer, no logging, no saving)
+and for bfloat16, which is taken where the processor multiplies it natively and nowhere else, as on our side.
 """
 
 import tempfile
@@ -34,6 +35,7 @@ from benchmarks.work import (
     TEACHER,
     Work,
     blocks,
+    dtype,
     preferences,
     samples,
 )
@@ -55,8 +57,8 @@ def hf_trainer_bf16(turns: Turns, work: Work) -> None:
     _hf_trainer(turns, work, bf16=True)
 
 
-def hf_loop_bf16(turns: Turns, work: Work) -> None:
-    """The shortest loop around a transformers model, under bfloat16 autocast."""
+def hf_loop(turns: Turns, work: Work) -> None:
+    """The shortest loop around a transformers model."""
     model = _model(work)
     _loop(turns, work, model, model)
 
@@ -187,7 +189,7 @@ def _model(work: Work) -> nn.Module:
 def _loop(turns: Turns, work: Work, model: nn.Module, called: Callable[..., Any]) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     for tokens in cycle(_rows(work)):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype() == "bfloat16"):
             loss = called(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -216,7 +218,7 @@ class _Held(TrainerCallback):  # type: ignore[misc]
 def _hf_trainer(turns: Turns, work: Work, *, bf16: bool) -> None:
     data = [{"input_ids": block, "labels": block} for block in blocks(work.vocab_size, BLOCKS)]
     with tempfile.TemporaryDirectory() as directory:
-        arguments = TrainingArguments(directory, per_device_train_batch_size=ROWS, bf16=bf16, **_quiet())
+        arguments = TrainingArguments(directory, per_device_train_batch_size=ROWS, **{**_quiet(), "bf16": bf16})
         trainer = Trainer(_model(work), arguments, train_dataset=data)
         trainer.add_callback(_Held(turns, lambda: ROWS * CONTEXT))
         trainer.train()
@@ -225,6 +227,7 @@ def _hf_trainer(turns: Turns, work: Work, *, bf16: bool) -> None:
 def _quiet() -> dict[str, Any]:
     return {
         "use_cpu": True,
+        "bf16": dtype() == "bfloat16",
         "max_steps": STEPS,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",

@@ -17,7 +17,7 @@ from benchmarks import ours
 from benchmarks.contest import Turns
 from benchmarks.peers import _Held, _quiet, _tokenizer
 from benchmarks.peers import _model as their_model
-from benchmarks.work import LEARNING_RATE, Work
+from benchmarks.work import LEARNING_RATE, Work, dtype
 from upweight.core.protocols import Limits, Verifier
 from upweight.core.records import Completion, Message, Problem, Verdict
 from upweight.objectives.grpo import Grpo, group_advantages
@@ -62,7 +62,7 @@ def ends(vocab_size: int) -> list[int]:
 
 
 def decode(turns: Turns, work: Work) -> None:
-    """LocalSampler in bfloat16 where the processor multiplies it."""
+    """LocalSampler, as a stage uses it."""
     _decode(turns, work, [], NEW_TOKENS, PROMPTS, 1)
 
 
@@ -77,7 +77,7 @@ def decode_group(turns: Turns, work: Work) -> None:
 
 
 def _decode(turns: Turns, work: Work, stops: Sequence[int], new: int, count: int, group: int) -> None:
-    sampler: Any = LocalSampler(ours._model(work), Numbers(stops), batch_rows=PROMPTS, dtype=ours.dtype())  # type: ignore[arg-type]
+    sampler: Any = LocalSampler(ours._model(work), Numbers(stops), batch_rows=PROMPTS, dtype=dtype())  # type: ignore[arg-type]
     texts = [" ".join(map(str, prompt)) for prompt in prompts(work.vocab_size, count)]
     for seed in range(10**6):
         groups = sampler.sample(texts, count=group, limits=Limits(new, seed=seed))
@@ -86,7 +86,7 @@ def _decode(turns: Turns, work: Work, stops: Sequence[int], new: int, count: int
 
 
 def hf_dynamic(turns: Turns, work: Work) -> None:
-    """transformers' generate in bfloat16 with its default cache."""
+    """transformers' generate with its default cache."""
     _generate(turns, work, [], NEW_TOKENS, PROMPTS, 1)
 
 
@@ -106,7 +106,7 @@ def hf_group(turns: Turns, work: Work) -> None:
 
 
 def _generate(turns: Turns, work: Work, stops: Sequence[int], new: int, count: int, group: int, **options: Any) -> None:
-    kind = torch.bfloat16 if ours.dtype() == "bfloat16" else torch.float32
+    kind = torch.bfloat16 if dtype() == "bfloat16" else torch.float32
     model: Any = their_model(work).eval().to(kind)
     model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=list(stops) or None)
     rows = torch.tensor(prompts(work.vocab_size, count))
@@ -139,7 +139,7 @@ class _Small(Verifier):
 
 class _Rollouts(Loader):
     def __init__(self, work: Work, model: Any) -> None:
-        self.sampler: Any = LocalSampler(model, Numbers(), dtype=ours.dtype())  # type: ignore[arg-type]
+        self.sampler: Any = LocalSampler(model, Numbers(), dtype=dtype())  # type: ignore[arg-type]
         self.prompts = prompts(work.vocab_size, 1024)
         self.objective = Grpo(mismatch_bound=5.0)
         self.steps = 0
@@ -181,7 +181,7 @@ def grpo(turns: Turns, work: Work) -> None:
         loader=loader,
         timeline=constant(total=ours.LONG, lr=LEARNING_RATE),
         optimizer=ours.ADAMW,
-        dtype=ours.dtype(),
+        dtype=dtype(),
     )
     for _ in reports:
         if not turns.step(GROUPS * GROUP):
@@ -189,7 +189,7 @@ def grpo(turns: Turns, work: Work) -> None:
 
 
 def trl_grpo(turns: Turns, work: Work) -> None:
-    """TRL's GRPOTrainer with transformers' generate, bf16, no KL term, activation checkpointing off."""
+    """TRL's GRPOTrainer with transformers' generate, no KL term, activation checkpointing off."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -208,7 +208,6 @@ def trl_grpo(turns: Turns, work: Work) -> None:
             max_completion_length=NEW_TOKENS,
             temperature=1.0,
             beta=0.0,
-            bf16=ours.dtype() == "bfloat16",
             gradient_checkpointing=False,
             **_quiet(),
         )
