@@ -158,8 +158,9 @@ def _dpo(turns: Turns, work: Work, pairs: Sequence[Any], a_step: int, **settings
     rows = [{"prompt": words(a), "chosen": words(b), "rejected": words(c)} for a, b, c in pairs]
     with tempfile.TemporaryDirectory() as directory:
         arguments = DPOConfig(directory, per_device_train_batch_size=a_step, **_quiet(), **settings)
+        reference = _model(work) if work.shape is not None else None  # a saved model's is loaded by the trainer
         trainer = DPOTrainer(
-            _model(work), None, arguments, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer(work)
+            _model(work), reference, arguments, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer(work)
         )
         trainer.add_callback(_Held(turns, lambda: a_step))
         trainer.train()
