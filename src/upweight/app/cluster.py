@@ -78,12 +78,12 @@ def describe(
     gpu: str,
     *,
     count: int = 1,
-    tflops: float | None = None,
-    memory_gb: float | None = None,
-    bandwidth_gb: float | None = None,
-    link_gb: float | None = None,
+    tflops: float | int | None = None,
+    memory_gb: float | int | None = None,
+    bandwidth_gb: float | int | None = None,
+    link_gb: float | int | None = None,
     price_per_hour: float = 0.0,
-    attained: float | None = None,
+    attained: float | int | None = None,
 ) -> Cluster:
     """A known kind, with what is given replaced; or an unknown one, of which all four figures have to be given.
 

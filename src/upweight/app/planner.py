@@ -102,7 +102,7 @@ def plan(recipe: Recipe, machine: Machine, cluster: Cluster | None = None) -> li
 
 
 def _on_cluster(step: Step, cost: Estimate, machine: Machine, cluster: Cluster) -> Planned:
-    state = STATE_BYTES * cost.parameters
+    state = float(STATE_BYTES * cost.parameters)
     trains = cost.parameters > 0 and cost.memory_bytes >= state
     memory = _memory_of_a_gpu(cost, state, machine, cluster) if trains else cost.memory_bytes
     again = 1.0 + machine.recompute / 3 if trains else 1.0

@@ -37,6 +37,9 @@ ALL_PROCESSES = True
 ASSUMED_CONVERSATIONS = 2000
 """How many a part of unknown size is planned with."""
 
+BYTES_A_CONVERSATION = 1000
+"""What one takes in the files of a step, for the plan."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -219,9 +222,9 @@ def _shown(tokenizer: Tokenizer, item: Encoded) -> Sequence[Mapping[str, object]
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """At most all conversations of the data, each a third of a context, forwards and backwards."""
+    """All conversations of the data, as far as anyone knows how many: each a third of a context, both ways."""
     model = inputs["model"]
-    count = sum(part.most or ASSUMED_CONVERSATIONS for part in config.data)
+    count = sum(_expected(part, inputs) for part in config.data)
     tokens = count * config.epochs * config.context / 3
     return Estimate(
         tokens=tokens,
@@ -230,3 +233,10 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,
     )
+
+
+def _expected(part: Source, inputs: Mapping[str, Estimate]) -> float:
+    """Conversations of a part: as many as it may give, but no more than fit into the artifact that it is read from."""
+    count = float(part.most or ASSUMED_CONVERSATIONS)
+    artifact = inputs.get(part.file.partition("/")[0]) if isinstance(part, Part) else None
+    return min(count, artifact.disk_bytes / BYTES_A_CONVERSATION) if artifact and artifact.disk_bytes else count

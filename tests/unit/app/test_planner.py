@@ -1,6 +1,7 @@
 """The plan adds up, and larger work takes longer."""
 
 import io
+import socket
 
 import pytest
 from rich.console import Console
@@ -80,6 +81,21 @@ def test_the_report_s_recipe_on_23_trillion_tokens() -> None:
     assert base.estimate.memory_bytes < 80e9
     whole = next(item for item in plan(recipe, Machine(), describe("H100")) if item.step == "base")
     assert whole.estimate.memory_bytes > 80e9
+
+
+def test_the_plan_of_a_model_from_the_hub_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("a plan opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    recipe = find_recipe("smollm2", {"scale": 0.05})
+    planned = {item.step: item.estimate for item in plan(recipe, Machine())}
+    assert [*planned] == [step.name for step in recipe.steps()]
+    trained = {name for name, estimate in planned.items() if estimate.parameters == 135e6}
+    assert trained == {"base", "sft", "teacher", "dpd"}
+    # 20 conversations, each a third of 256 tokens, although the part of the artifact says no number
+    assert planned["sft"].tokens == planned["teacher"].tokens == pytest.approx(20 * 256 / 3)
+    assert all(planned[name].tokens > 0 for name in ("solved", "pairs", "dpd", "evaluation"))
 
 
 def test_a_machine_of_ones_own() -> None:

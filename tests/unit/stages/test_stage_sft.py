@@ -11,6 +11,7 @@ from small_models import checkpoint, work
 import upweight.stages.sft as stage
 from upweight.core.errors import UserError
 from upweight.core.records import Conversation, Message
+from upweight.core.work import Estimate
 from upweight.model import weights
 from upweight.stages import sft
 from upweight.store.jsonl import write_jsonl
@@ -145,3 +146,17 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, chats: ConversationFiles) 
         sft.run(config, work(tmp_path / "o3", {"model": checkpoint(tmp_path / "base")}))
     with pytest.raises(UserError, match="no input 'other'"):
         sft.run(replace(config, data=(sft.Part("other/c.jsonl"),)), work(tmp_path / "o4", {"model": tmp_path / "base"}))
+
+
+def test_the_estimate_counts_what_the_artifact_can_hold() -> None:
+    model, some = Estimate(parameters=1e6), Estimate(disk_bytes=50 * stage.BYTES_A_CONVERSATION)
+
+    def count(part: sft.Part, **inputs: Estimate) -> float:
+        found = sft.estimate(replace(CONFIG, data=(part,)), {"model": model, **inputs})
+        return found.tokens / (CONFIG.epochs * CONFIG.context / 3)
+
+    part = sft.Part("some/c.jsonl")
+    assert count(part, some=some) == 50
+    assert count(replace(part, most=20), some=some) == 20
+    assert count(replace(part, most=80), some=some) == 50
+    assert count(part, some=Estimate()) == count(part) == stage.ASSUMED_CONVERSATIONS  # nobody knows
