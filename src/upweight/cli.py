@@ -351,7 +351,7 @@ def distill(
         "dtype": dtype,
     }
     machine = _machine(hardware)
-    with joined(machine.device):
+    with joined(machine):
         run_recipe(distilling(wanted, settings, seed), out, machine=machine)
     print(f"the checkpoint is in {out / 'dpd' / 'distilled' / 'model'}")
 

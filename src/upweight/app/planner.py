@@ -113,7 +113,7 @@ def _on_cluster(step: Step, cost: Estimate, machine: Machine, cluster: Cluster) 
     return Planned(step.name, step.stage_name, replace(cost, memory_bytes=memory), seconds)
 
 
-def _memory_of_a_gpu(cost: Estimate, state: float, machine: Machine, cluster: Cluster) -> float:
+def _memory_of_a_gpu(cost: Estimate, state: float | int, machine: Machine, cluster: Cluster) -> float:
     # the stages estimate activations in float32; on a GPU they are kept in bfloat16
     activations = (cost.memory_bytes - state) / 2
     activations *= (1.0 - machine.recompute) + machine.recompute * KEPT_ACTIVATIONS

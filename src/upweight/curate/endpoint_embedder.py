@@ -77,7 +77,8 @@ class EndpointEmbedder(Embedder):
         try:
             reply.raise_for_status()
             data: list[dict[str, Any]] = reply.json()["data"]
-            return [entry["embedding"] for entry in sorted(data, key=lambda entry: int(entry["index"]))]
+            ordered = sorted(data, key=lambda entry: int(entry["index"]))
+            return [[float(value) for value in entry["embedding"]] for entry in ordered]
         except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self._url} does not answer as the embeddings interface does ({error}): {reply.text[:200]}"

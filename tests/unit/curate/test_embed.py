@@ -46,5 +46,5 @@ def test_rare_words_weigh_more_and_are_the_key_words() -> None:
 
 
 def test_a_missing_package_is_said() -> None:
-    with pytest.raises(UserError, match="sentence-transformers"):
+    with pytest.raises(UserError, match=r"needs the extra: pip install .upweight\[embed\]"):
         SentenceEmbedder("some/model")
