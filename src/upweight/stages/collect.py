@@ -92,8 +92,11 @@ def run(config: Config, work: Work) -> Summary:
 
 
 def _drawn(name: str, source: Gym, work: Work) -> tuple[list[Problem], dict[str, object]]:
-    """The sound and different problems of reasoning-gym, and how many of which family were kept and dropped."""
-    places = [(family, index) for family in source.families for index in range(source.count)]
+    """The sound and different problems of reasoning-gym, and how many of which family were kept and dropped.
+
+    The families take turns, so that every portion of the file (`Take`, the first `count` of an evaluation) holds all.
+    """
+    places = [(family, index) for index in range(source.count) for family in source.families]
     folder = work.out / "blocks" / name
 
     def work_off(block: Sequence[tuple[str, int]]) -> Sequence[Drawn]:

@@ -214,6 +214,8 @@ def test_collected_problems_are_split_and_judged_by_their_kind(tmp_path: Path) -
     kept, held = (read_jsonl(tmp_path / f"{part}gym.jsonl", Problem) for part in ("", "reserved_"))
     assert len(kept) == summary["training"]
     assert len(kept) + len(held) == 40
+    for start in range(len(kept) - 5):  # the families take turns
+        assert {problem.source for problem in kept[start : start + 5]} == {"sums", "raises"}
     assert not (tmp_path / "blocks").exists() or not list((tmp_path / "blocks").iterdir())
     path = tmp_path / "reserved_gym.jsonl"
     problems = read_problems(path)
