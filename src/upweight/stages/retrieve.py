@@ -77,7 +77,7 @@ def run(config: Config, work: Work) -> Summary:
                 yield batch
                 bar.advance(float(len(batch)))
 
-        clusters: list[Int64[np.ndarray, " document"]] = []
+        clusters: list[Int64[np.ndarray, " _"]] = []
         if config.clusters:
             sample = embedder.embed(list(_spread(files, len(listed.ids), config.counted_documents)))
             found_clusters = Clusters.fit(sample, config.clusters, work.seed)
@@ -159,7 +159,7 @@ def _texts_at(files: list[Path], listed: Listing, rows: list[int]) -> dict[int, 
 
 
 def _write_similarity(
-    path: Path, listed: Listing, similarity: Mapping[str, float], clusters: list[Int64[np.ndarray, " document"]]
+    path: Path, listed: Listing, similarity: Mapping[str, float], clusters: list[Int64[np.ndarray, " _"]]
 ) -> None:
     values = np.fromiter((similarity.get(name, 0.0) for name in listed.ids), np.float32, len(listed.ids))
     table = arrow.table({"document_id": arrow.array(listed.ids, arrow.string()), "similarity": values})
