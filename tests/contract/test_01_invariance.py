@@ -6,6 +6,7 @@ forgetting to add up weights, attention across segments.
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from objective_cases import VOCABULARY, Case, OneStep, all_objectives, cases, difference, one_step
 
@@ -134,7 +136,10 @@ def sharded_resume(folder: Path) -> float:
 
     straight, one = run()
     next(straight)
-    next(straight)  # the second step; the first is saved by now
+    next(straight)  # the second step; the first is being written beside it
+    while not any(not path.name.startswith(".") for path in (folder / "sharded").glob("*")):
+        time.sleep(0.02)
+    dist.barrier()
     resumed, other = run()
     assert next(resumed).step == 2
     weights = [
