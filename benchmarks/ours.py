@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,7 @@ from benchmarks.work import (
     preferences,
     samples,
 )
+from upweight.core.protocols import Objective
 from upweight.core.work import Machine
 from upweight.model.config import ModelConfig
 from upweight.model.transformer import Transformer, make_model
@@ -35,9 +37,10 @@ from upweight.stages.teach import hidden_along, likeliest
 from upweight.store.shards import Shards, ShardWriter
 from upweight.store.signal import Signal, SignalWriter
 from upweight.synthesize.encoded import referenced
+from upweight.train.batching import Loader
 from upweight.train.loader import Encoded, EpochLoader, MixtureLoader, PackedLoader
 from upweight.train.optimizer import OptimizerConfig
-from upweight.train.timeline import constant
+from upweight.train.timeline import Timeline, constant
 from upweight.train.trainer import train
 
 ADAMW = OptimizerConfig(kind="adamw")
@@ -65,18 +68,7 @@ def _pretrain(turns: Turns, work: Work, machine: Machine) -> None:
         loader = MixtureLoader(
             {"text": shards}, timeline, seed=0, batch_tokens=tokens, microbatch_tokens=tokens, most_epochs=float(LONG)
         )
-        reports = train(
-            _model(work),
-            objective=NextToken(),
-            loader=loader,
-            timeline=timeline,
-            optimizer=ADAMW,
-            machine=machine,
-            dtype=dtype(),
-        )
-        for report in reports:
-            if not turns.step(report.tokens):
-                return
+        _take_turns(turns, _model(work), NextToken(), loader, timeline, machine, "tokens")
 
 
 def sft(turns: Turns, work: Work) -> None:
@@ -98,18 +90,7 @@ def _sft(turns: Turns, work: Work, machine: Machine) -> None:
     items = [Encoded(tuple(tokens), tuple(trained)) for tokens, trained in samples(work.vocab_size, SAMPLES)]
     tokens = ROWS * CONTEXT
     loader = PackedLoader(items, context=CONTEXT, batch_tokens=tokens, microbatch_tokens=tokens, epochs=100, seed=0)
-    reports = train(
-        _model(work),
-        objective=NextToken(),
-        loader=loader,
-        timeline=constant(total=loader.steps, lr=LEARNING_RATE),
-        optimizer=ADAMW,
-        machine=machine,
-        dtype=dtype(),
-    )
-    for report in reports:
-        if not turns.step(report.tokens):
-            return
+    _take_turns(turns, _model(work), NextToken(), loader, _flat(loader.steps), machine, "tokens")
 
 
 def dpd(turns: Turns, work: Work) -> None:
@@ -176,17 +157,34 @@ def _train(
         return [pair_batch(some, CONTEXT, signal, objective.members)]
 
     loader = EpochLoader(pairs, batches, items_a_step=a_step, epochs=10_000, seed=0)
+    _take_turns(turns, policy, objective, loader, _flat(loader.steps), machine, "weight")
+
+
+def _flat(steps: int) -> Timeline:
+    return constant(total=steps, lr=LEARNING_RATE)
+
+
+def _take_turns(
+    turns: Turns,
+    policy: Transformer,
+    objective: Objective,
+    loader: Loader,
+    timeline: Timeline,
+    machine: Machine,
+    counted: Literal["tokens", "weight"],
+) -> None:
+    """Train until the contest ends, a turn at a time; `counted` is the figure of a step that the contest is about."""
     reports = train(
         policy,
         objective=objective,
         loader=loader,
-        timeline=constant(total=loader.steps, lr=LEARNING_RATE),
+        timeline=timeline,
         optimizer=ADAMW,
         machine=machine,
         dtype=dtype(),
     )
     for report in reports:
-        if not turns.step(report.weight):
+        if not turns.step(getattr(report, counted)):
             return
 
 

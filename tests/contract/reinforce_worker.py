@@ -49,6 +49,7 @@ CONFIG = reinforce.Config(
     limits=Limits(max_new_tokens=10, stop=("a",)),
     learning_rate=0.01,
     warmup_steps=0,
+    interpolation=0.5,
     optimizer=OptimizerConfig(kind="adamw", epsilon=1e-3),
     batch_tokens=96,
     keep_rollouts_every=1,

@@ -1,19 +1,16 @@
 """Vectors from a server that speaks OpenAI's embeddings interface: vLLM, Text Embeddings Inference, a service."""
 
-import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
 import numpy as np
 from jaxtyping import Float32
 
 from upweight.core.errors import UserError
 from upweight.curate.embed import Embedder
+from upweight.rollout.service import Service
 
 TEXTS_AT_ONCE = 64
-_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 class EndpointEmbedder(Embedder):
@@ -38,11 +35,14 @@ class EndpointEmbedder(Embedder):
         pause_seconds: float = 1.0,
         timeout_seconds: float = 120.0,
     ) -> None:
-        self._url, self._model = f"{base_url.rstrip('/')}/embeddings", model
-        self._attempts, self._pause_seconds = attempts, pause_seconds
-        key = os.environ.get(key_variable)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(headers=headers, timeout=timeout_seconds)
+        self._service = Service(
+            base_url,
+            key_variable=key_variable,
+            timeout_seconds=timeout_seconds,
+            attempts=attempts,
+            pause_seconds=pause_seconds,
+        )
+        self._url, self._model = f"{self._service.base_url}/embeddings", model
         self.width = len(self._vectors(["width"])[0])
 
     def embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "document width"]:
@@ -58,28 +58,14 @@ class EndpointEmbedder(Embedder):
         return found
 
     def _vectors(self, texts: list[str]) -> list[list[float]]:
-        pause, reason = self._pause_seconds, ""
-        for attempt in range(self._attempts):
-            if attempt:
-                time.sleep(pause)
-                pause *= 2
-            try:
-                reply = self._client.post(self._url, json={"model": self._model, "input": texts})
-            except httpx.TransportError as error:
-                reason = f"{type(error).__name__}: {error}"
-                continue
-            if reply.status_code not in _AGAIN:
-                return self._read(reply)
-            reason = f"HTTP {reply.status_code}: {reply.text[:200]}"
-        raise UserError(f"{self._url} failed {self._attempts} times, at last with {reason}: check that the server runs")
+        with self._service.connected() as client:
+            return self._service.ask(client, "embeddings", {"model": self._model, "input": texts}, self._read)
 
-    def _read(self, reply: httpx.Response) -> list[list[float]]:
+    def _read(self, reply: Any) -> list[list[float]]:
         try:
-            reply.raise_for_status()
-            data: list[dict[str, Any]] = reply.json()["data"]
-            ordered = sorted(data, key=lambda entry: int(entry["index"]))
+            ordered = sorted(reply["data"], key=lambda entry: int(entry["index"]))
             return [[float(value) for value in entry["embedding"]] for entry in ordered]
-        except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self._url} does not answer as the embeddings interface does ({error}): {reply.text[:200]}"
+                f"{self._url} does not answer as the embeddings interface does ({error}): {str(reply)[:200]}"
             ) from None

@@ -1,8 +1,7 @@
 """Sampling from a server that speaks OpenAI's HTTP interface: vLLM, SGLang, llama.cpp, `upweight serve`, or a service.
 
 Many requests are in flight at once, but never more than `most_in_flight`: a slow server slows the caller down instead
-of collecting requests. A request that is refused for load, breaks off or takes too long is made again after a pause
-that doubles; one that the server calls wrong is not.
+of collecting requests.
 
 Token ids and log-probabilities are kept only where they belong together: ids that the server sends itself (vLLM, asked
 by extra={"return_token_ids": True}), with one finite log-probability of at most 0 for each. vLLM reports those of the
@@ -11,28 +10,20 @@ model before temperature and top-p unless it is started with `--logprobs-mode pr
 
 import json
 import math
-import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import httpx
 
-from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion, Message
+from upweight.rollout.service import EndpointError, Read, Service, Unfit
 
-LARGEST_REPLY_BYTES = 64 << 20
-LONGEST_PAUSE_SECONDS = 30.0
-_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _ROUNDING_NATS = 1e-4
 _STOPS = {"stop": "end", "length": "length", "tool_calls": "end", "function_call": "end"}
-
-
-Read = TypeVar("Read")
 
 
 class PromptToken(NamedTuple):
@@ -40,18 +31,6 @@ class PromptToken(NamedTuple):
 
     logprob: float
     text: str | None
-
-
-class EndpointError(UserError):
-    """The endpoint did not answer, or not as agreed."""
-
-
-class _Unfit(Exception):
-    """An answer that another attempt may better."""
-
-    def __init__(self, reason: str, pause_seconds: float = 0.0) -> None:
-        super().__init__(reason)
-        self.pause_seconds = pause_seconds
 
 
 class RemoteSampler(Sampler):
@@ -86,31 +65,26 @@ class RemoteSampler(Sampler):
         policy: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        if attempts < 1 or most_in_flight < 1:
-            raise ValueError(f"{attempts} attempts and {most_in_flight} requests in flight: at least one of each")
-        self.base_url = base_url.rstrip("/")
+        self.service = Service(
+            base_url,
+            key_variable=key_variable,
+            timeout_seconds=timeout_seconds,
+            attempts=attempts,
+            pause_seconds=pause_seconds,
+            most_in_flight=most_in_flight,
+        )
+        self.base_url = self.service.base_url
         self.model = model
-        self.timeout_seconds = timeout_seconds
-        self.attempts = attempts
-        self.pause_seconds = pause_seconds
-        self.most_in_flight = most_in_flight
         self.policy = model if policy is None else policy
         self.extra = dict(extra or {})
-        key = os.environ.get(key_variable)
         self.tokens_read = self.tokens_written = 0
         self._counting = threading.Lock()
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
         """`count` completions for each prompt. Raises EndpointError where a request fails for good."""
         if not prompts or count < 1:
             return [[] for _ in prompts]
-        bound = httpx.Limits(max_connections=self.most_in_flight)
-        timeout = httpx.Timeout(self.timeout_seconds, pool=None)
-        with (
-            httpx.Client(headers=self._headers, limits=bound, timeout=timeout) as client,
-            ThreadPoolExecutor(self.most_in_flight) as threads,
-        ):
+        with self.service.connected() as client, ThreadPoolExecutor(self.service.most_in_flight) as threads:
             waiting = [threads.submit(self._group, client, prompt, count, limits) for prompt in prompts]
             try:
                 return [future.result() for future in waiting]
@@ -129,8 +103,6 @@ class RemoteSampler(Sampler):
 
         Raises EndpointError where the server knows no prompt_logprobs, or gives fewer than asked for.
         """
-        bound = httpx.Limits(max_connections=self.most_in_flight)
-        timeout = httpx.Timeout(self.timeout_seconds, pool=None)
 
         def asked(client: httpx.Client, tokens: Sequence[int]) -> list[Mapping[int, PromptToken] | None]:
             body = {
@@ -143,10 +115,7 @@ class RemoteSampler(Sampler):
             }
             return self._ask(client, "completions", body, lambda reply: self._prompt_logprobs(reply, len(tokens)))
 
-        with (
-            httpx.Client(headers=self._headers, limits=bound, timeout=timeout) as client,
-            ThreadPoolExecutor(self.most_in_flight) as threads,
-        ):
+        with self.service.connected() as client, ThreadPoolExecutor(self.service.most_in_flight) as threads:
             return list(threads.map(lambda tokens: asked(client, tokens), sequences))
 
     def _prompt_logprobs(self, reply: Any, count: int) -> list[Mapping[int, PromptToken] | None]:
@@ -217,48 +186,11 @@ class RemoteSampler(Sampler):
     def _ask(
         self, client: httpx.Client, path: str, body: Mapping[str, Any], read: Callable[[Any], list[Read]]
     ) -> list[Read]:
-        pause = self.pause_seconds
-        reason = ""
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(min(pause, LONGEST_PAUSE_SECONDS))
-                pause *= 2
-            try:
-                reply = self._reply(client, path, body)
-                self._count(reply)
-                return read(reply)
-            except _Unfit as error:
-                reason = str(error)
-                pause = max(pause, error.pause_seconds)
-            except httpx.TransportError as error:
-                reason = f"{type(error).__name__}: {error}"
-        raise EndpointError(
-            f"{self.base_url}/{path} failed {self.attempts} times, at last with: {reason}. Check that the server runs "
-            "and serves this model; raise timeout_seconds or lower most_in_flight where it is slow"
-        )
+        def counted(reply: Any) -> list[Read]:
+            self._count(reply)
+            return read(reply)
 
-    def _reply(self, client: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
-        """The parsed answer, read against a deadline: a server that drips bytes is too slow as well."""
-        deadline = time.monotonic() + self.timeout_seconds
-        data = bytearray()
-        with client.stream("POST", f"{self.base_url}/{path}", json=body) as response:
-            for piece in response.iter_bytes():
-                data += piece
-                if time.monotonic() > deadline:
-                    raise _Unfit(f"no complete answer within {self.timeout_seconds:g} s")
-                if len(data) > LARGEST_REPLY_BYTES:
-                    raise EndpointError(f"{self.base_url}/{path} sent more than {LARGEST_REPLY_BYTES >> 20} MB")
-            shown = data[:500].decode(errors="replace")
-            if response.status_code in _AGAIN:
-                raise _Unfit(f"HTTP {response.status_code}: {shown}", _retry_after(response))
-            if response.status_code != 200:
-                raise EndpointError(
-                    f"{self.base_url}/{path} refused the request with HTTP {response.status_code}: {shown}"
-                )
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise _Unfit(f"an answer that is no JSON: {shown[:200]}") from error
+        return self.service.ask(client, path, body, counted)
 
     def _count(self, reply: Any) -> None:
         usage = reply.get("usage") if isinstance(reply, Mapping) else None
@@ -277,7 +209,7 @@ class RemoteSampler(Sampler):
                 f"{json.dumps(reply)[:300]}"
             ) from error
         if not made:
-            raise _Unfit("an answer without choices")
+            raise Unfit("an answer without choices")
         return made
 
     def _completion(self, choice: Mapping[str, Any]) -> Completion:
@@ -313,10 +245,3 @@ def _message(message: Message) -> dict[str, Any]:
     if message.tool_call_id is not None:
         sent["tool_call_id"] = message.tool_call_id
     return sent
-
-
-def _retry_after(response: httpx.Response) -> float:
-    try:
-        return float(response.headers.get("retry-after", "0"))
-    except ValueError:
-        return 0.0  # a date: the doubling pause has to do

@@ -32,7 +32,8 @@ from upweight.core.records import Completion
 from upweight.model.language_model import LanguageModel
 from upweight.model.transformer import Transformer
 from upweight.model.weights import to_hub_names
-from upweight.rollout.remote import EndpointError, RemoteSampler
+from upweight.rollout.remote import RemoteSampler
+from upweight.rollout.service import EndpointError
 
 NAME = "policy"
 LOG_LINES = 15

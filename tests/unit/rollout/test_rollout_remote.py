@@ -13,7 +13,8 @@ import pytest
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
-from upweight.rollout.remote import EndpointError, RemoteSampler
+from upweight.rollout.remote import RemoteSampler
+from upweight.rollout.service import EndpointError
 
 QUESTION = (Message("user", "2 + 2?"),)
 

@@ -25,7 +25,8 @@ from upweight.model.transformer import ModelConfig, Transformer, make_model
 from upweight.model.weights import from_hub_names, load, save
 from upweight.objectives.grpo import Grpo
 from upweight.rollout import vllm
-from upweight.rollout.remote import EndpointError, RemoteSampler
+from upweight.rollout.remote import RemoteSampler
+from upweight.rollout.service import EndpointError
 from upweight.rollout.vllm import HubWeights, Vllm, VllmSampler, command_of, open_vllm
 from upweight.text.chat import CHATML, render
 from upweight.text.tokenizer import Tokenizer
