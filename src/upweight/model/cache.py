@@ -6,11 +6,15 @@ more than these.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from upweight.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from upweight.model.step_graphs import StepGraphs
 
 
 class Cache:
@@ -19,6 +23,7 @@ class Cache:
     Attributes:
         keys, values: one tensor a layer, [row kv_head capacity head_size].
         lengths: tokens held by each row, on the host: the sampler decides by them and must not wait for the device.
+        graphs: on CUDA, the decoding steps recorded over this cache's memory; None before the first.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Cache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.lengths = [0] * rows
+        self.graphs: "StepGraphs | None" = None
         self.rows = rows
         self.capacity = capacity
 
@@ -58,7 +64,7 @@ class Cache:
         """Forget what a row holds past its first `length` tokens."""
         self.lengths[row] = min(self.lengths[row], length)
 
-    def append(self, layer: int, keys: Tensor, values: Tensor, window: "Window") -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, keys: Tensor, values: Tensor, window: "Window | StepWindow") -> tuple[Tensor, Tensor]:
         """Write new keys and values [row kv_head time size] and return all that the window's rows now attend to."""
         held_keys, held_values = self.keys[layer], self.values[layer]
         if window.valid is None:
@@ -110,3 +116,23 @@ class Window:
         """The new tokens are held from now on."""
         for row, length in zip(self._chosen, self._end, strict=True):
             self._cache.lengths[row] = length
+
+
+class StepWindow:
+    """One more token for each of the first rows, with sizes that do not depend on the lengths: what a graph needs.
+
+    Args:
+        lengths: tokens held by each row, on the device.
+        longest: places attended to; no row that counts holds as many before the step.
+        capacity: of the cache. A row that is full does not count, and its last place is written over.
+    """
+
+    valid = None
+
+    def __init__(self, lengths: Tensor, longest: int, capacity: int) -> None:
+        self.longest = longest
+        self.rows = slice(0, len(lengths))
+        self.row_index = torch.arange(len(lengths), device=lengths.device)
+        self.slots = lengths.clamp(max=capacity - 1)
+        self.positions = self.slots[:, None]
+        self.visible = torch.arange(longest, device=lengths.device) <= self.positions[:, :, None]

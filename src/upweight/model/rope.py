@@ -96,13 +96,17 @@ class RopeTable:
 
     def rotations(self, positions: Int[Tensor, "row time"], longest: int) -> Complex[Tensor, "row time 1 1 pair"]:
         """The rotation at each position; `longest` is a bound on the positions, known without asking the device."""
-        table = self._tables.get(positions.device)
+        return self.table(positions.device, longest)[positions][:, :, None, None]
+
+    def table(self, device: torch.device, longest: int) -> Complex[Tensor, "place pair"]:
+        """The rotation at each of at least the first `longest` positions."""
+        table = self._tables.get(device)
         if table is None or len(table) < longest:
             length = 1 << max(longest - 1, 255).bit_length()
             angles = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), self._frequencies)
-            table = torch.polar(torch.full_like(angles, self._amplitude), angles).to(positions.device)
-            self._tables[positions.device] = table
-        return table[positions][:, :, None, None]
+            table = torch.polar(torch.full_like(angles, self._amplitude), angles).to(device)
+            self._tables[device] = table
+        return table
 
 
 def rotate(

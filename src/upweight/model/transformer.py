@@ -27,11 +27,12 @@ from torch.utils.checkpoint import checkpoint
 from upweight.core.batches import PADDING
 from upweight.model import context
 from upweight.model.attention import Scope, attend, attend_cached, make_scope
-from upweight.model.cache import Cache, Window
+from upweight.model.cache import Cache, StepWindow, Window
 from upweight.model.config import ModelConfig
 from upweight.model.layers import RmsNorm, swiglu
 from upweight.model.logprobs import compute_dtype
 from upweight.model.rope import RopeTable, rotate
+from upweight.model.step_graphs import StepGraphs
 
 __all__ = ["Block", "ModelConfig", "Transformer", "make_model"]
 
@@ -71,7 +72,7 @@ class Block(nn.Module):
         rotations: Complex[Tensor, "row time 1 1 pair"],
         bias: Float[Tensor, "row time slot"],
         cache: Cache,
-        window: Window,
+        window: Window | StepWindow,
     ) -> Float[Tensor, "row time width"]:
         """The same over new tokens of cached rows."""
         qkv = self._project(x)
@@ -101,6 +102,7 @@ class Transformer(nn.Module):
             computed again instead. At 1 only the input of each layer is kept: about a third more work for a fraction
             of the memory. Compiled layers drop what is cheapest to compute again first; otherwise that share of the
             layers keeps its input alone.
+        step_graphs: on CUDA, replay decoding steps as graphs (model/step_graphs.py).
         compiled: let the compiler fuse each layer where a gradient is taken; the same results up to rounding.
     """
 
@@ -109,6 +111,7 @@ class Transformer(nn.Module):
         self.config = config
         self.recompute = 0.0
         self.compiled = False
+        self.step_graphs = True
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.norm = RmsNorm(config.width, config.norm_epsilon)
@@ -205,16 +208,31 @@ class Transformer(nn.Module):
 
     def _extend(self, tokens: Tensor, cache: Cache, rows: Sequence[int] | None, counts: Sequence[int] | None) -> Tensor:
         with torch.no_grad():
+            if self.step_graphs and tokens.is_cuda and tokens.shape[1] == 1 and rows is None and counts is None:
+                cache.graphs = cache.graphs or StepGraphs(cache)
+                return cache.graphs.step(self, tokens, cache)
             window = Window(cache, tokens.shape[1], tokens.shape[0], rows, counts)
-            x = self.embedding(tokens)
-            bias = torch.zeros(window.visible.shape, dtype=x.dtype, device=x.device)
-            bias.masked_fill_(~window.visible, float("-inf"))
-            rotations = self._rope.rotations(window.positions, cache.capacity + tokens.shape[1])
-            for layer in self.layers:
-                assert isinstance(layer, Block)
-                x = layer.extend(x, rotations, bias, cache, window)
+            table = self.rotation_table(cache.capacity + tokens.shape[1])
+            hidden = self.extend_by(tokens, window, table, cache)
             window.commit()
-            return self._normed(x)
+            return hidden
+
+    def extend_by(
+        self, tokens: Tensor, window: Window | StepWindow, table: Complex[Tensor, "place pair"], cache: Cache
+    ) -> Float[Tensor, "row time width"]:
+        """Read tokens [row time] into the rows of a window, which says where they stand; it is not committed."""
+        x = self.embedding(tokens)
+        bias = torch.zeros(window.visible.shape, dtype=x.dtype, device=x.device)
+        bias.masked_fill_(~window.visible, float("-inf"))
+        rotations = table[window.positions][:, :, None, None]
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            x = layer.extend(x, rotations, bias, cache, window)
+        return self._normed(x)
+
+    def rotation_table(self, longest: int) -> Complex[Tensor, "place pair"]:
+        """The rotation at each of at least the first `longest` positions."""
+        return self._rope.table(self.device, longest)
 
     def _normed(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.norm(x)
