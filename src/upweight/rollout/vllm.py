@@ -1,6 +1,6 @@
 """vLLM as the sampler of a policy in training: its own process, and the new weights pushed to it as training goes on.
 
-Written for vLLM 0.27 to 0.32, the optional extra `upweight[vllm]`. Sampling goes through vLLM's OpenAI interface
+Written for vLLM 0.28 to 0.32, the optional extra `upweight[vllm]`. Sampling goes through vLLM's OpenAI interface
 (remote.py), weights through its own weight-transfer interface: the trainer's engine of vllm.distributed.weight_transfer
 drives start, update and finish on the server and moves the tensors by NCCL, or by CUDA IPC where both processes share a
 GPU. In-flight answers end first (`/pause?mode=wait`), so that every completion comes from one version of the weights.
