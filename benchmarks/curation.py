@@ -141,7 +141,6 @@ def search_vectors(rows: int, queries: int, width: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as directory:
         database = Database(Path(directory), embedder)
         database.add(documents())
-        database.index()
         asked = [Seed(f"{number * 7 % rows}", tuple(draw.choices(words, k=4))) for number in range(queries)]
         begin = _cpu()
         database.search(asked, hits=10)

@@ -72,7 +72,7 @@ class HashedEmbedder(Embedder):
     def key_words(self, text: str, most: int) -> list[str]:
         """The words of `text` that tell it apart, by tf-idf, at most `most`; what a text search is asked for."""
         rarity = self.rarity_of
-        counts = Counter(word for word in WORD.findall(text.lower()) if word[0].isalnum())
+        counts = Counter(words_of_text(text))
         return sorted(counts, key=lambda word: (-(1 + np.log(counts[word])) * rarity(word), word))[:most]
 
     def rarity_of(self, word: str) -> float:
@@ -147,6 +147,11 @@ class SentenceEmbedder(Embedder):
     def embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "document width"]:
         """One row a text, of length 1."""
         return np.asarray(self._model.encode(list(texts), normalize_embeddings=True), np.float32)
+
+
+def words_of_text(text: str) -> list[str]:
+    """The words and numbers of a text in lower case, without its marks."""
+    return [word for word in WORD.findall(text.lower()) if word[0].isalnum()]
 
 
 @lru_cache(maxsize=1 << 18)

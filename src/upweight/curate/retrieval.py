@@ -1,32 +1,38 @@
 """Which documents are close to a set of seeds: hybrid search, words and vectors, in an embedded database on disk.
 
-Each seed asks twice: its rarest words in the full-text index (BM25), its vector among the vectors. The two lists are
-joined by reciprocal-rank fusion (Cormack et al. 2009),
+Each seed asks twice: its rarest words by BM25 (curate/postings.py), its vector among the vectors (curate/nearest.py).
+The two lists are joined by reciprocal-rank fusion (Cormack et al. 2009),
     fused(d) = sum over the lists that hold d of 1 / (60 + rank of d in the list),
 and the best `hits` documents are hit. Fusion decides who is hit, the cosine how close: ranks do not compare over seeds.
     similarity(d) = the largest cosine of d with a seed that hit it, 0-1; 0 where none did.
 
-Documents that tie at the end of a list are left out of it together: which of them a database returns is chance.
+Seeds are searched for together, some hundred at once: their words in one look at the index, their vectors in one pass
+over the table. Both are exact. Documents that tie at the end of a list are left out of it together: which of them would
+be in it depends on nothing that matters.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as arrow
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
+from upweight.core.errors import UserError
 from upweight.core.records import Document
-from upweight.curate.embed import Embedder
+from upweight.curate.embed import Embedder, words_of_text
+from upweight.curate.nearest import VECTORS_AT_ONCE, Nearest
+from upweight.curate.postings import Postings, Ranked
 
 RANK_OFFSET = 60
 TABLE = "documents"
-SEEDS_AT_ONCE = 64
+WORDS = "words"
+SEEDS_AT_ONCE = 512
+"""A pass over the vectors serves so many: with fewer, reading them costs more than the products."""
 KEY_WORDS = 12
-APPROXIMATE_ABOVE = 200_000
-"""Documents from which the vectors get an approximate index; below it the vector search is exact."""
 
 
 class Hit(NamedTuple):
@@ -46,7 +52,10 @@ class Seed:
 
 
 class Database:
-    """Documents with their vectors, searchable by words and by vectors, on disk below one directory."""
+    """Documents with their vectors, searchable by words and by vectors, on disk below one directory.
+
+    In memory are the ids, and of the vectors some thousand at a time.
+    """
 
     def __init__(self, directory: Path, embedder: Embedder) -> None:
         # Takes three seconds to import, and most commands of the package never search.
@@ -56,6 +65,13 @@ class Database:
         self._embedder = embedder
         existing = TABLE in self._connection.list_tables().tables
         self._table: Any = self._connection.open_table(TABLE) if existing else None
+        self._postings = Postings(directory / WORDS)
+        self._known_ids: Any = None
+        if len(self) != len(self._postings):
+            raise UserError(
+                f"{directory} holds {len(self):,} documents and the words of {len(self._postings):,}: it was stopped "
+                "while documents were added. Remove the directory and build it again"
+            )
 
     def __len__(self) -> int:
         return int(self._table.count_rows()) if self._table is not None else 0
@@ -65,13 +81,14 @@ class Database:
         batches: Iterable[Sequence[Document]],
         embedded: Callable[[Float32[np.ndarray, "document width"]], None] | None = None,
     ) -> None:
-        """Embed and store documents, a batch at a time; then call `index`. Ids are taken to be unique.
+        """Embed and store documents, a batch at a time. Ids are taken to be unique.
 
         Args:
             embedded: is handed the vectors of each batch.
         """
         schema = arrow.schema(
             [
+                ("row", arrow.int64()),
                 ("id", arrow.string()),
                 ("source", arrow.string()),
                 ("text", arrow.string()),
@@ -84,14 +101,8 @@ class Database:
         else:
             for batch in rows:
                 self._table.add(batch)
-
-    def index(self) -> None:
-        """Build the full-text index, and the approximate vector index where there are enough documents for one."""
-        from lancedb.index import FTS, HnswSq  # as slow to import as lancedb itself
-
-        self._table.create_index("text", config=FTS(with_position=False), replace=True)
-        if len(self) > APPROXIMATE_ABOVE:
-            self._table.create_index("vector", config=HnswSq(distance_type="dot"), replace=True)
+        self._postings.flush()
+        self._known_ids = None
 
     def search(self, seeds: Sequence[Seed], *, hits: int, where: str | None = None) -> list[list[Hit]]:
         """For each seed its best `hits` documents, best first, ties by id.
@@ -101,68 +112,71 @@ class Database:
             hits: how many documents a seed hits at most.
             where: a condition in SQL on the columns id and source, "source = 'textbook'".
         """
+        allowed = self._allowed(where) if where else None
         found: list[list[Hit]] = []
         for start in range(0, len(seeds), SEEDS_AT_ONCE):
-            found += self._search(seeds[start : start + SEEDS_AT_ONCE], hits, where)
+            found += self._search(seeds[start : start + SEEDS_AT_ONCE], hits, allowed)
         return found
 
-    def _search(self, seeds: Sequence[Seed], hits: int, where: str | None) -> list[list[Hit]]:
+    def _search(
+        self, seeds: Sequence[Seed], hits: int, allowed: Bool[np.ndarray, " document"] | None
+    ) -> list[list[Hit]]:
         depth = 2 * hits + 1  # a document low in one list may be high in the other
-        vectors = self._embedder.embed([seed.text for seed in seeds])
-        by_vector = self._by_vector(vectors, depth, where)
-        rankings = [
-            [_without_cut_ties(by_vector[number], depth), _without_cut_ties(self._by_words(seed, depth, where), depth)]
-            for number, seed in enumerate(seeds)
-        ]
-        fused = [reciprocal_rank_fusion(ranking)[:hits] for ranking in rankings]
-        missing = {name for number, best in enumerate(fused) for name, _ in best if name not in by_vector[number]}
-        stored = self._vectors(sorted(missing))
-        return [
-            [
-                Hit(name, score, min(1.0, max(0.0, known[name] if name in known else float(stored[name] @ vector))))
-                for name, score in best
-            ]
-            for best, known, vector in zip(fused, by_vector, vectors, strict=True)
-        ]
-
-    def _by_vector(
-        self, vectors: Float32[np.ndarray, "seed width"], depth: int, where: str | None
-    ) -> list[dict[str, float]]:
-        query = self._table.search(list(vectors), query_type="vector", vector_column_name="vector")
-        query = query.distance_type("dot").select(["id", "_distance"]).limit(depth)
-        table = (query.where(where, prefilter=True) if where else query).to_arrow()
-        found: list[dict[str, float]] = [{} for _ in vectors]
-        # A query of one vector comes back without the column that numbers the queries.
-        numbers = table["query_index"].to_pylist() if "query_index" in table.schema.names else [0] * len(table)
-        for number, name, distance in zip(
-            numbers, table["id"].to_pylist(), table["_distance"].to_pylist(), strict=True
-        ):
-            found[number][name] = 1 - distance  # the database calls 1 - a.b the distance "dot"
+        holding = self._postings.search([[word.lower() for word in seed.key_words] for seed in seeds], allowed)
+        by_words = [_without_cut_ties(found, depth) for found in holding]
+        nearest = Nearest(
+            self._embedder.embed([seed.text for seed in seeds]), depth, [found.rows for found in by_words]
+        )
+        for first, vectors in self._vectors():
+            nearest.see(first, vectors, None if allowed is None else allowed[first : first + len(vectors)])
+        ids = self._ids()
+        found = []
+        for words, vectors_, products in zip(by_words, nearest.best(), nearest.products(), strict=True):
+            by_vector = _without_cut_ties(vectors_, depth)
+            cosines = dict(zip(words.rows.tolist(), products.tolist(), strict=True)) | _as_dict(vectors_)
+            names = {row: ids[row].as_py() for row in {*by_vector.rows.tolist(), *words.rows.tolist()}}
+            rows = {name: row for row, name in names.items()}
+            rankings = [{names[row]: score for row, score in _as_dict(ranked).items()} for ranked in (by_vector, words)]
+            found.append(
+                [
+                    Hit(name, fused, min(1.0, max(0.0, cosines[rows[name]])))
+                    for name, fused in reciprocal_rank_fusion(rankings)[:hits]
+                ]
+            )
         return found
 
-    def _by_words(self, seed: Seed, depth: int, where: str | None) -> dict[str, float]:
-        if not seed.key_words:
-            return {}
-        query = self._table.search(" ".join(seed.key_words), query_type="fts", fts_columns="text")
-        query = query.select(["id", "_score"]).limit(depth)
-        table = (query.where(where, prefilter=True) if where else query).to_arrow()
-        return dict(zip(table["id"].to_pylist(), table["_score"].to_pylist(), strict=True))
+    def _allowed(self, where: str) -> Bool[np.ndarray, " document"]:
+        allowed = np.zeros(len(self), bool)
+        for batch in self._table.search().where(where).select(["row"]).to_batches():
+            allowed[np.asarray(batch.column("row"))] = True
+        return allowed
 
-    def _vectors(self, names: Sequence[str]) -> dict[str, Any]:
-        """The vectors of documents that only the words found."""
-        if not names:
-            return {}
-        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
-        table = self._table.search().where(f"id in ({quoted})").select(["id", "vector"]).limit(len(names)).to_arrow()
-        vectors = np.asarray(table["vector"].combine_chunks().flatten(), np.float32).reshape(len(table), -1)
-        return dict(zip(table["id"].to_pylist(), vectors, strict=True))
+    def _vectors(self) -> Iterator[tuple[int, Float32[np.ndarray, "document width"]]]:
+        """All vectors, some thousand at a time: the row of the first, and they."""
+        for batch in self._table.search().select(["row", "vector"]).to_batches(VECTORS_AT_ONCE):
+            rows = np.asarray(batch.column("row"))
+            vectors = np.asarray(batch.column("vector").flatten(), np.float32).reshape(len(rows), -1)
+            # what was added later may be read earlier
+            bounds = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+            for start, stop in pairwise(bounds):
+                yield int(rows[start]), vectors[start:stop]
+
+    def _ids(self) -> Any:
+        """The id of each row."""
+        if self._known_ids is None:
+            table = self._table.search().select(["row", "id"]).to_arrow()
+            self._known_ids = table.sort_by("row")["id"].combine_chunks()
+        return self._known_ids
 
     def _rows(self, batch: Sequence[Document], schema: Any, embedded: Callable[[Any], None] | None) -> Any:
         vectors = self._embedder.embed([document.text for document in batch])
         if embedded is not None:
             embedded(vectors)
+        first = len(self._postings)
+        self._postings.add(words_of_text(document.text) for document in batch)
         return arrow.RecordBatch.from_arrays(
             [
+                arrow.array(range(first, first + len(batch)), arrow.int64()),
                 arrow.array([document.id for document in batch], arrow.string()),
                 arrow.array([document.source for document in batch], arrow.string()),
                 arrow.array([document.text for document in batch], arrow.string()),
@@ -203,8 +217,13 @@ def brute_force(
     return [[(int(row), float(cosines[seed, row])) for row in rows] for seed, rows in enumerate(order)]
 
 
-def _without_cut_ties(scores: dict[str, float], depth: int) -> dict[str, float]:
-    if len(scores) < depth:
-        return scores
-    lowest = min(scores.values())
-    return {name: score for name, score in scores.items() if score > lowest}
+def _without_cut_ties(found: Ranked, depth: int) -> Ranked:
+    """The best documents, fewer than `depth`; all of them where there are no more."""
+    if len(found.rows) < depth:
+        return found
+    above = found.scores > np.partition(found.scores, len(found.scores) - depth)[len(found.scores) - depth]
+    return Ranked(found.rows[above], found.scores[above])
+
+
+def _as_dict(found: Ranked) -> dict[int, float]:
+    return dict(zip(found.rows.tolist(), found.scores.tolist(), strict=True))

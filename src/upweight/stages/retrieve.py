@@ -84,7 +84,6 @@ def run(config: Config, work: Work) -> Summary:
             database.add(counted(), lambda vectors: clusters.append(found_clusters.of(vectors)))
         else:
             database.add(counted())
-        database.index()
     names, texts = _seeds(config, work, files, listed)
     seeds = [Seed(text, tuple(words.key_words(text, KEY_WORDS))) for text in texts]
     found: list[list[Hit]] = []

@@ -29,7 +29,6 @@ def embedder(documents: list[Document]) -> HashedEmbedder:
 def database(documents: list[Document], embedder: HashedEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Database:
     database = Database(tmp_path_factory.mktemp("database"), embedder)
     database.add([documents[:200], [], documents[200:]])
-    database.index()
     return database
 
 
@@ -82,7 +81,6 @@ def test_a_condition_bounds_the_search_and_the_database_can_be_reopened(
     first.add([documents[:50]])
     again = Database(tmp_path, embedder)
     again.add([documents[50:100]])
-    again.index()
     assert len(again) == 100
     seed = Seed(documents[60].text, tuple(embedder.key_words(documents[60].text, 5)))
     assert again.search([seed], hits=3)[0][0].document_id == "d060"
