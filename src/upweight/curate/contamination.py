@@ -25,6 +25,7 @@ RUN_WORDS = 8
 LEAST_SHARE = 0.7
 LEAST_STRETCH_WORDS = 13
 _WORD = re.compile(r"\w+")
+_BLANKS = re.compile(rb"  +")
 _ASCII_WORDS = bytes(
     ord(chr(code).lower()) if code < 128 and (chr(code).isalnum() or code == ord("_")) else ord(" ")
     for code in range(256)
@@ -141,9 +142,19 @@ def contaminated(
 
 def words_of(text: str) -> list[str]:
     """The words of a text as they are compared: letters and digits in lower case, without the marks between them."""
+    return spaced_words(text).split()
+
+
+def spaced_words(text: str) -> str:
+    """The same words in one string, a blank between them."""
     if text.isascii():  # the same, several times faster
-        return text.encode().translate(_ASCII_WORDS).decode().split()
-    return _WORD.findall(text.lower())
+        return single_blanks(text.encode().translate(_ASCII_WORDS)).decode()
+    return " ".join(_WORD.findall(text.lower()))
+
+
+def single_blanks(data: bytes) -> bytes:
+    """Runs of blanks as one each, and none around it."""
+    return _BLANKS.sub(b" ", data).strip(b" ")
 
 
 def _runs(numbers: Int64[np.ndarray, " word"], length: int) -> UInt64[np.ndarray, " run"]:

@@ -55,10 +55,20 @@ def listing(files: Sequence[Path]) -> Listing:
 
 def batches(files: Sequence[Path], size: int = DOCUMENTS_AT_ONCE) -> Iterator[list[Document]]:
     """The documents, at most `size` at a time."""
+    for batch in column_batches(files, size):
+        yield documents_of(batch)
+
+
+def column_batches(files: Sequence[Path], size: int = DOCUMENTS_AT_ONCE) -> Iterator[arrow.RecordBatch]:
+    """The same as columns id, text and source."""
     for file in files:
-        for batch in parquet.ParquetFile(file).iter_batches(size, columns=["id", "text", "source"]):
-            columns = (batch.column(name).to_pylist() for name in ("id", "text", "source"))
-            yield [Document(*row) for row in zip(*columns, strict=True)]
+        yield from parquet.ParquetFile(file).iter_batches(size, columns=_DOCUMENTS.names)
+
+
+def documents_of(batch: arrow.RecordBatch) -> list[Document]:
+    """The documents of a batch of columns."""
+    columns = (batch.column(name).to_pylist() for name in _DOCUMENTS.names)
+    return [Document(*row) for row in zip(*columns, strict=True)]
 
 
 def rows_of(file: Path) -> Iterator[tuple[Any, ...]]:
@@ -114,6 +124,12 @@ class RowWriter:
         if len(self._rows) >= DOCUMENTS_AT_ONCE:
             self._flush()
 
+    def add_columns(self, rows: arrow.RecordBatch) -> None:
+        """Some rows more, as columns."""
+        if self._rows:
+            self._flush()
+        self._file.write_batch(rows.cast(self._schema))
+
     def close(self, *, complete: bool = True) -> None:
         """Finish the file, or take back what there is of it."""
         if complete:
@@ -160,10 +176,20 @@ class DocumentWriter:
 
     def add(self, document: Document) -> None:
         """One document more."""
-        if self._file is None or self._in_file == DOCUMENTS_OF_FILE:
+        self._open_file().add(document.id, document.text, document.source)
+        self._in_file += 1
+
+    def add_columns(self, documents: arrow.RecordBatch) -> None:
+        """Some documents more, at most as many as a file holds, as columns id, text and source."""
+        if len(documents):
+            self._open_file(len(documents)).add_columns(documents.select(_DOCUMENTS.names))
+            self._in_file += len(documents)
+
+    def _open_file(self, more: int = 1) -> RowWriter:
+        """The file that so many documents go to."""
+        if self._file is None or self._in_file + more > DOCUMENTS_OF_FILE:
             if self._file is not None:
                 self._file.close()
             self._file = RowWriter(self._directory / f"{self._prefix}{self._files:05d}.parquet", _DOCUMENTS)
             self._files, self._in_file = self._files + 1, 0
-        self._file.add(document.id, document.text, document.source)
-        self._in_file += 1
+        return self._file

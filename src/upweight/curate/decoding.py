@@ -26,6 +26,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_FIRST_OF_MARK = {mark[:1] for mark, _ in _MARKS}
 _CONTROL = bytes(code for code in range(32) if code not in b"\t\n\v\f\r\x1b") + b"\x7f"
 _FALLBACK = "upweight-windows-1252"
 
@@ -53,7 +54,7 @@ codecs.register_error(_FALLBACK, _as_windows_1252)
 def decode(data: bytes) -> str | None:
     """The text in some bytes, None where they hold none."""
     try:
-        for mark, encoding in _MARKS:
+        for mark, encoding in _MARKS if data[:1] in _FIRST_OF_MARK else ():
             if data.startswith(mark):
                 return data.decode(encoding)
         text = data.decode("utf-8")

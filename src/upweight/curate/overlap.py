@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64, UInt32, UInt64
 
-from upweight.curate.contamination import Contamination, contaminated, words_of
+from upweight.curate.contamination import Contamination, contaminated, single_blanks, spaced_words
 
 __all__ = [
     "Contamination",
@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_ASCII_LOWERED = bytes(
+    ord(" ") if code < 128 and chr(code).isspace() else ord(chr(code).lower()) if code < 128 else code
+    for code in range(256)
+)
 
 
 @dataclass(frozen=True)
@@ -55,31 +59,34 @@ class MinHash:
 
 def exact_key(text: str) -> bytes:
     """Equal for texts that differ only in blanks and case."""
-    return hashlib.blake2b(" ".join(text.split()).lower().encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    if text.isascii():  # the same, several times faster
+        compared = single_blanks(text.encode().translate(_ASCII_LOWERED))
+    else:
+        compared = " ".join(text.split()).lower().encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(compared, digest_size=16).digest()
 
 
 def signatures(texts: Sequence[str], method: MinHash | None = None) -> UInt32[np.ndarray, "document value"]:
     """The MinHash values of each text; marks and case do not count."""
-    return signatures_of([words_of(text) for text in texts], method)
+    return signatures_of([spaced_words(text) for text in texts], method)
 
 
-def signatures_of(
-    split: Sequence[Sequence[str]], method: MinHash | None = None
-) -> UInt32[np.ndarray, "document value"]:
-    """The same of texts that `words_of` has split already."""
+def signatures_of(spaced: Sequence[str], method: MinHash | None = None) -> UInt32[np.ndarray, "document value"]:
+    """The same of what `spaced_words` has made of texts."""
     method = method or MinHash()
     # Telemetry is off before the import. Importing takes 0.3 to 1 second, and most commands never need it.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     import daft
 
     values = method.bands * method.rows
-    if not split:
+    if not spaced:
         return np.zeros((0, values), np.uint32)
-    compared = daft.Series.from_pylist([" ".join(words) for words in split])
-    hashed = compared.minhash(
-        num_hashes=values, ngram_size=method.words, seed=method.seed, hash_function="xxhash"
-    ).to_arrow()
-    return np.asarray(hashed.flatten(), np.uint32).reshape(len(split), values)
+    hashed = (
+        daft.Series.from_pylist(list(spaced))
+        .minhash(num_hashes=values, ngram_size=method.words, seed=method.seed, hash_function="xxhash")
+        .to_arrow()
+    )
+    return np.asarray(hashed.flatten(), np.uint32).reshape(len(spaced), values)
 
 
 def clusters(

@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as arrow
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from upweight.core.errors import UserError
 from upweight.core.work import Estimate, Summary, Work
-from upweight.curate.contamination import LEAST_SHARE, RUN_WORDS, Problems, words_of
+from upweight.curate.contamination import LEAST_SHARE, RUN_WORDS, Problems, spaced_words
 from upweight.curate.corpus import (
     DOCUMENTS_AT_ONCE,
     batches,
+    column_batches,
     document_files,
+    documents_of,
     drop_writer,
     excerpt,
     keep_parts,
@@ -130,7 +134,8 @@ def _look(item: tuple[Path, Config, tuple[str, ...]], place: int, out: Path, tic
     width = config.near.bands * config.near.rows
     with _kept(out, place, "signatures").open("wb") as signed:
         for batch in batches([file], DOCUMENTS_AT_ONCE):
-            split = [words_of(document.text) for document in batch]
+            spaced = [spaced_words(document.text) for document in batch]
+            split = [words.split() for words in spaced] if guard.ids else []
             guilty = {found.document_id: found for found in guard.find(batch, split)}
             for row, document in enumerate(batch, start=len(ids)):
                 if (found := guilty.get(document.id)) is not None:
@@ -138,7 +143,7 @@ def _look(item: tuple[Path, Config, tuple[str, ...]], place: int, out: Path, tic
                     contaminated[row] = detail
             ids += [document.id for document in batch]
             keys += [exact_key(document.text) for document in batch]
-            signatures_of(split, config.near).tofile(signed)
+            signatures_of(spaced, config.near).tofile(signed)
             tick(len(batch))
     np.save(_kept(out, place, "ids.npy"), np.array([name.encode() for name in ids] or [b""]))
     np.save(_kept(out, place, "keys.npy"), np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2))
@@ -167,9 +172,13 @@ def _decide(config: Config, work: Work, counts: list[int]) -> None:
         place = int(np.searchsorted(starts, row, side="right")) - 1
         return place, row - int(starts[place])
 
+    @lru_cache(maxsize=1_000)
+    def ids_of(place: int) -> Any:
+        return np.load(_kept(out, place, "ids.npy"), mmap_mode="r")
+
     def name_of(row: int) -> str:
         place, inside = place_of(row)
-        return str(np.load(_kept(out, place, "ids.npy"), mmap_mode="r")[inside].decode())
+        return str(ids_of(place)[inside].decode())
 
     def settle(row: int, fate: _Fate) -> None:
         place, inside = place_of(row)
@@ -222,22 +231,28 @@ def _signatures(
 
 
 def _write(file: Path, place: int, out: Path, tick: Tick) -> dict[str, Any]:
-    """Write what stays of one file."""
-    fates = json.loads(_kept(out, place, "fates.json").read_text())
+    """Write what stays of one file: the columns as they are, so that texts are not taken apart for it."""
+    fates = {int(row): fate for row, fate in json.loads(_kept(out, place, "fates.json").read_text()).items()}
     kept: Counter[str] = Counter()
     kept_bytes: Counter[str] = Counter()
-    row = 0
+    first = 0
     with part_writers(out / "documents", _kept(out, place, "dropped.parquet"), place) as (writer, drops):
-        for batch in batches([file]):
-            for document in batch:
-                fate = fates.get(str(row))
-                row += 1
-                if fate is None:
-                    writer.add(document)
-                    kept[document.source] += 1
-                    kept_bytes[document.source] += len(document.text.encode())
-                else:
-                    drops.add(document.id, document.source, *fate, excerpt(document.text))
+        for batch in column_batches([file]):
+            left_out = [row for row in range(len(batch)) if first + row in fates]
+            for row, document in zip(
+                left_out, documents_of(batch.take(arrow.array(left_out, arrow.int64()))), strict=True
+            ):
+                drops.add(document.id, document.source, *fates[first + row], excerpt(document.text))
+            stays = np.ones(len(batch), bool)
+            stays[left_out] = False
+            staying = batch.filter(arrow.array(stays))
+            writer.add_columns(staying)
+            lengths = np.asarray(compute.binary_length(staying.column("text")), np.int64)
+            sources, owner = np.unique(np.array(staying.column("source").to_pylist(), str), return_inverse=True)
+            for number, source in enumerate(sources.tolist()):
+                kept[source] += int((owner == number).sum())
+                kept_bytes[source] += int(lengths[owner == number].sum())
+            first += len(batch)
             tick(len(batch))
     return {"kept": kept, "kept_bytes": kept_bytes}
 
