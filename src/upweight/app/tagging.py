@@ -1,13 +1,21 @@
 """`upweight tagger`: train the tagger from annotated documents, and score texts with it."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from rich.console import Console
+
+from upweight.app.console import ConsoleMonitor
 from upweight.core.errors import UserError
+from upweight.core.work import Machine
 from upweight.curate.dimensions import DIMENSIONS
-from upweight.curate.tagger import Tagger
+from upweight.curate.encoder_tagger import open_tagger
+from upweight.curate.encoder_training import Tuning, train_encoder
 from upweight.curate.tagger_figures import as_markdown
+from upweight.curate.tagger_training import read_annotated
 from upweight.curate.tagger_training import train_tagger as train_from
 
 
@@ -17,13 +25,30 @@ def train_tagger(annotated: Path, out: Path, seed: int) -> None:
     print(f"wrote {out}")
 
 
-def score_files(paths: Sequence[Path], weights: Path | None) -> None:
+def train_transformer(annotated: Path, out: Path, tuning: Tuning, machine: Machine) -> None:
+    """Fine-tune an encoder, write the tagger to the directory `out`, and print how well held-back documents go."""
+    documents = read_annotated(annotated)
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    watching = out.with_name(f".{out.name}.watched")
+    watching.mkdir(parents=True, exist_ok=True)
+    monitor = ConsoleMonitor(Console(), watching, "tagger")
+    try:
+        tagger = train_encoder(documents, tuning, out, machine, monitor)
+    finally:
+        monitor.close()
+    shutil.rmtree(watching)
+    print(as_markdown(tagger.figures))
+    print(f"wrote {out}")
+
+
+def score_files(paths: Sequence[Path], weights: Path | None, device: str = "cpu") -> None:
     """Print one JSON object a file: its path and its score on each dimension. Raises UserError where one is no text."""
     if not paths:
         raise UserError("name at least one text file")
     texts = [_text(path) for path in paths]
     names = [dimension.name for dimension in DIMENSIONS]
-    for path, scores in zip(paths, Tagger.load(weights).score(texts).tolist(), strict=True):
+    for path, scores in zip(paths, open_tagger(weights, device).score(texts).tolist(), strict=True):
         print(json.dumps({"file": str(path), "scores": dict(zip(names, scores, strict=True))}))
 
 

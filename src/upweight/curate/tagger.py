@@ -11,6 +11,7 @@ is scored as the mean over three excerpts of it, because the annotated texts are
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.nn.functional import embedding_bag
 
 from upweight.core.errors import UserError
 from upweight.core.identity import fingerprint
-from upweight.core.records import HIGHEST_SCORE
+from upweight.core.records import DIMENSION_COUNT, HIGHEST_SCORE
 from upweight.curate import features
 from upweight.curate.features import Batch, Counts, Words
 from upweight.curate.forest import Forest
@@ -154,9 +155,40 @@ def bags(
     return np.asarray(summed.numpy(), np.float32)
 
 
-@dataclass(frozen=True, eq=False)
-class Tagger:
+class Scorer(ABC):
     """Scores texts on the 20 dimensions.
+
+    Attributes:
+        figures: how well it agrees with the annotator on texts held back, and how it was trained; JSON data.
+    """
+
+    figures: Mapping[str, Any]
+
+    @abstractmethod
+    def expect_of(self, excerpts: Sequence[str]) -> Float64[np.ndarray, "excerpt dimension"]:
+        """The expected scores of some excerpts, at least one, before they are rounded; some lie outside 0-9."""
+
+    def expect(self, texts: Sequence[str]) -> Float64[np.ndarray, "document dimension"]:
+        """The expected scores of each text before they are rounded: the mean over its excerpts."""
+        excerpts, owner = [], []
+        for number, text in enumerate(texts):
+            parts = excerpts_of(text)
+            excerpts += parts
+            owner += [number] * len(parts)
+        found = np.zeros((len(texts), DIMENSION_COUNT))
+        if not excerpts:
+            return found
+        np.add.at(found, owner, self.expect_of(excerpts))
+        return np.asarray(found / np.bincount(owner, minlength=len(texts))[:, None])
+
+    def score(self, texts: Sequence[str]) -> Int64[np.ndarray, "document dimension"]:
+        """The scores of each text, integers 0-9, in the order of curate/dimensions.py."""
+        return np.asarray(np.clip(np.rint(self.expect(texts)), 0, HIGHEST_SCORE), np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Tagger(Scorer):
+    """Scores texts on the 20 dimensions by their n-grams and how they look.
 
     Attributes:
         texts: how many texts it was trained on.
@@ -165,7 +197,6 @@ class Tagger:
         offset: what z is for a text without any n-gram.
         forest: the trees.
         mean, spread: of each dimension's scores.
-        figures: how well it agrees with the annotator on texts held back, and how it was trained; JSON data.
     """
 
     texts: int
@@ -218,26 +249,12 @@ class Tagger:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         building.replace(path)
 
-    def score(self, texts: Sequence[str]) -> Int64[np.ndarray, "document dimension"]:
-        """The scores of each text, integers 0-9, in the order of curate/dimensions.py."""
-        return np.asarray(np.clip(np.rint(self.expect(texts)), 0, HIGHEST_SCORE), np.int64)
-
-    def expect(self, texts: Sequence[str]) -> Float64[np.ndarray, "document dimension"]:
-        """The expected scores before they are rounded; they may lie a little outside 0-9."""
-        excerpts, owner = [], []
-        for number, text in enumerate(texts):
-            parts = excerpts_of(text)
-            excerpts += parts
-            owner += [number] * len(parts)
-        found = np.zeros((len(texts), len(self.mean)))
-        if not excerpts:
-            return found
+    def expect_of(self, excerpts: Sequence[str]) -> Float64[np.ndarray, "excerpt dimension"]:
+        """The expected scores of some excerpts, at least one."""
         looks = np.concatenate(
             [self._looks(excerpts[at : at + TEXTS_AT_ONCE]) for at in range(0, len(excerpts), TEXTS_AT_ONCE)]
         )
-        expected = self.mean + self.spread * self.forest.predict(looks)
-        np.add.at(found, owner, expected)
-        return np.asarray(found / np.bincount(owner, minlength=len(texts))[:, None])
+        return np.asarray(self.mean + self.spread * self.forest.predict(looks), np.float64)
 
     def _looks(self, texts: Sequence[str]) -> Float32[np.ndarray, "document feature"]:
         seen, size = Seen.of(texts), len(texts)

@@ -10,13 +10,13 @@ from jaxtyping import Float64, Shaped
 from upweight.core.errors import UserError
 from upweight.core.records import Tags
 from upweight.curate.dimensions import DIMENSIONS
-from upweight.curate.tagger import Tagger
+from upweight.curate.tagger import Scorer
 
 RESAMPLES = 500
 
 
 def measure(
-    tagger: Tagger, texts: Sequence[str], scores: Float64[np.ndarray, "document dimension"], seed: int = 0
+    tagger: Scorer, texts: Sequence[str], scores: Float64[np.ndarray, "document dimension"], seed: int = 0
 ) -> dict[str, Any]:
     """Spearman correlation and mean absolute error of each dimension, with 95% bootstrap intervals over documents."""
     found = tagger.score(texts).astype(float)

@@ -113,24 +113,24 @@ def held_back(ids: Sequence[str], one_in: int) -> Bool[np.ndarray, " document"]:
 def train(documents: Annotated, training: Training | None = None) -> Tagger:
     """A tagger trained on all documents; its figures say how one trained on four fifths did on the fifth."""
     training = training or Training()
-    looks = _Looks.of(documents.texts)
+    looks = Looks.of(documents.texts)
     held = held_back(documents.ids, training.held_back_one_in)
-    measured = _fit(looks, documents, np.flatnonzero(~held), training, {})
+    measured = fit(looks, documents, np.flatnonzero(~held), training, {})
     rows = np.flatnonzero(held)
     figures = measure(measured, [documents.texts[row] for row in rows], documents.scores[rows], training.seed)
     figures = {"documents": len(documents.ids), "trained_on": int((~held).sum()), **figures}
-    return _fit(looks, documents, np.arange(len(documents.ids)), training, figures)
+    return fit(looks, documents, np.arange(len(documents.ids)), training, figures)
 
 
 @dataclass(frozen=True)
-class _Looks:
+class Looks:
     """What is computed once for all documents: surface features, and the n-grams of each family."""
 
     surface: Float32[np.ndarray, "document feature"]
     counts: list[Counts]
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> "_Looks":
+    def of(cls, texts: Sequence[str]) -> "Looks":
         surface, parts = [], []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             seen = Seen.of(texts[start : start + TEXTS_AT_ONCE])
@@ -143,8 +143,8 @@ class _Looks:
         return cls(np.concatenate(surface), families)
 
 
-def _fit(
-    looks: _Looks,
+def fit(
+    looks: Looks,
     documents: Annotated,
     rows: Int64[np.ndarray, " row"],
     training: Training,

@@ -23,9 +23,9 @@ UNSCORED = -1
 
 @dataclass(frozen=True, slots=True)
 class TagBatch:
-    """Documents as features, and the scores to learn; UNSCORED where there is none."""
+    """Documents as features or as token ids, and the scores to learn; UNSCORED where there is none."""
 
-    features: Float[Tensor, "document feature"]
+    features: Float[Tensor, "document feature"] | Int[Tensor, "document token"]
     scores: Int[Tensor, "document dimension"]
 
     @property

@@ -22,7 +22,8 @@ from upweight.core.records import HIGHEST_SCORE
 from upweight.core.work import Estimate, Summary, Work
 from upweight.curate.corpus import RowWriter, batches, document_files, excerpt, rows_of
 from upweight.curate.dimensions import DIMENSIONS
-from upweight.curate.tagger import Tagger
+from upweight.curate.encoder_tagger import open_tagger
+from upweight.curate.tagger import Scorer
 from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
 
 TAGS_SCHEMA = arrow.schema([("document_id", arrow.string()), ("scores", arrow.list_(arrow.uint8()))])
@@ -33,7 +34,8 @@ EXTREMES_SHOWN = 2
 @dataclass(frozen=True)
 class Config:
     """Attributes:
-    weights: a tagger that `upweight tagger train` wrote; None takes the one that the package ships.
+    weights: a tagger that `upweight tagger train` wrote, a file or with a transformer a directory; None takes the one
+        that the package ships.
     """
 
     weights: str | None = None
@@ -42,7 +44,7 @@ class Config:
 def run(config: Config, work: Work) -> Summary:
     """Score the documents of input `documents`, file by file and side by side."""
     files = document_files(work.inputs["documents"])
-    tagger = Tagger.load(Path(config.weights) if config.weights else None)
+    tagger = _tagger(config.weights, work.machine.device)
     seen = _Seen()
     spent = 0.0
     rows = float(sum(parquet.read_metadata(file).num_rows for file in files))
@@ -50,7 +52,9 @@ def run(config: Config, work: Work) -> Summary:
         RowWriter(work.out / "tags.parquet", TAGS_SCHEMA) as writer,
         work.monitor.track("tag", total=rows, unit="documents") as bar,
     ):
-        for place, part in enumerate(in_parts(_tag, [(file, config) for file in files], work, bar, units=rows)):
+        for place, part in enumerate(
+            in_parts(_tag, [(file, config, work.machine.device) for file in files], work, bar, units=rows)
+        ):
             spent += part["seconds"]
             seen.add(part["seen"])
             for row in rows_of(_tags(work.out, place)):
@@ -66,12 +70,12 @@ def _tags(out: Path, place: int) -> Path:
     return out / DIRECTORY / f"{place:05d}.tags.parquet"
 
 
-def _tag(item: tuple[Path, Config], place: int, out: Path, tick: Tick) -> dict[str, Any]:
+def _tag(item: tuple[Path, Config, str], place: int, out: Path, tick: Tick) -> dict[str, Any]:
     """Score the documents of one file."""
-    file, config = item
+    file, config, device = item
     if parent_process() is not None:
         torch.set_num_threads(1)  # one of several workers
-    tagger = _tagger(config.weights)
+    tagger = _tagger(config.weights, device)
     seen = _Seen()
     started = time.perf_counter()
     with RowWriter(_tags(out, place), TAGS_SCHEMA) as writer:
@@ -86,8 +90,9 @@ def _tag(item: tuple[Path, Config], place: int, out: Path, tick: Tick) -> dict[s
 
 
 @lru_cache(maxsize=1)
-def _tagger(weights: str | None) -> Tagger:
-    return Tagger.load(Path(weights) if weights else None)
+def _tagger(weights: str | None, device: str) -> Scorer:
+    """Opened once in each process; what has no transformer works on the CPU whatever the device."""
+    return open_tagger(Path(weights) if weights else None, device)
 
 
 class _Seen:
