@@ -34,31 +34,33 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-def put(rows: Sequence[Row], file: Path, below: str = "") -> None:
-    """Put the rows into the table of `file`, at its end where they are new.
+def put(rows: Sequence[Row], file: Path, below: str) -> None:
+    """Put the rows into the table of one section of `file`, at its end where they are new.
 
     Args:
-        below: the heading below which the table stands; "" takes the first table.
+        below: the heading of the section; a section or table that is not there is begun.
     """
     lines = file.read_text().splitlines()
-    if below and below not in lines:
-        lines += ["", below, "", HEAD, RULE]
-    start = lines.index(below) if below else 0
-    if HEAD not in lines[start:]:
-        lines += ["", HEAD, RULE]
+    if below not in lines:
+        lines += ["", below, ""]
+    start = lines.index(below) + 1
+    section = lines[start : next((at for at in range(start, len(lines)) if lines[at].startswith("## ")), len(lines))]
+    rest = lines[start + len(section) :]
+    if HEAD not in section:
+        section = [*section, HEAD, RULE, *([""] if rest else [])]
     for row in rows:
         line = row.line()
         key = line.split("|")[1:3]
-        first = lines.index(HEAD, start) + 2
+        first = section.index(HEAD) + 2
         end = first
-        while end < len(lines) and lines[end].startswith("|"):
+        while end < len(section) and section[end].startswith("|"):
             end += 1
-        same = [place for place in range(first, end) if lines[place].split("|")[1:3] == key]
+        same = [place for place in range(first, end) if section[place].split("|")[1:3] == key]
         if same:
-            lines[same[0]] = line
+            section[same[0]] = line
         else:
-            lines.insert(end, line)
-    file.write_text("\n".join(lines) + "\n")
+            section.insert(end, line)
+    file.write_text("\n".join([*lines[:start], *section, *rest]) + "\n")
 
 
 def machine() -> str:

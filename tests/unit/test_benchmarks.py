@@ -4,8 +4,10 @@ import threading
 from multiprocessing import Pipe
 from pathlib import Path
 
+from benchmarks import __main__ as contests
+from benchmarks import curation
 from benchmarks.contest import Ratio, Turn, Turns, ratio
-from benchmarks.table import HEAD, Row, put
+from benchmarks.table import HEAD, RULE, Row, put
 from benchmarks.work import LONGEST, PROMPTS, RESPONSES, SHAPES, SHORTEST, preferences, samples
 
 
@@ -38,17 +40,17 @@ def test_a_contender_is_held_between_its_turns() -> None:
     assert not thread.is_alive()
 
 
+def _row(peer: str, median: float) -> Row:
+    return Row("work", peer, "2 against 1", Ratio(median, median, median), "command", "machine", "float32")
+
+
 def test_the_table_replaces_what_was_measured_again(tmp_path: Path) -> None:
     file = tmp_path / "benchmarks.md"
-    file.write_text("# Benchmarks\n\nAfter the table nothing is lost.\n")
-
-    def row(peer: str, median: float) -> Row:
-        return Row("work", peer, "2 against 1", Ratio(median, median, median), "command", "machine", "float32")
-
-    put([row("a", 1.0), row("b", 2.0)], file)
-    put([row("a", 3.0)], file)
+    file.write_text("# Benchmarks\n\n## Ours\nBefore the table nothing is lost.\n")
+    put([_row("a", 1.0), _row("b", 2.0)], file, "## Ours")
+    put([_row("a", 3.0)], file, "## Ours")
     lines = file.read_text().splitlines()
-    assert lines[2] == "After the table nothing is lost."
+    assert lines[3] == "Before the table nothing is lost."
     first = lines.index(HEAD) + 2
     assert [line.split("|")[2:5:2] for line in lines[first:]] == [
         [" a ", " 3.00 (3.00-3.00) "],
@@ -56,18 +58,30 @@ def test_the_table_replaces_what_was_measured_again(tmp_path: Path) -> None:
     ]
 
 
-def test_a_table_may_stand_below_a_heading_of_its_own(tmp_path: Path) -> None:
+def test_each_section_has_a_table_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "benchmarks.md"
-    file.write_text("# Benchmarks\n")
-    row = Row("work", "a", "2 against 1", Ratio(2.0, 2.0, 2.0), "command", "machine", "float32")
-    put([row], file)
-    put([row], file, below="## Other")
-    put([row], file, below="## Other")
-    lines = file.read_text().splitlines()
-    assert lines.count(row.line()) == 2
-    assert (
-        lines.index(HEAD, lines.index("## Other")) < len(lines) - 1 == lines.index(row.line(), lines.index("## Other"))
-    )
+    file.write_text("# Benchmarks\n\n## First\nNo table yet.\n\n## Second\n")
+    for section in ("## Second", "## First", "## Third", "## First"):
+        put([_row("a", 2.0)], file, section)
+    line, head = _row("a", 2.0).line(), [HEAD, RULE]
+    assert file.read_text().splitlines() == [
+        "# Benchmarks",
+        "",
+        "## First",
+        "No table yet.",
+        "",
+        *[*head, line, ""],
+        "## Second",
+        *[*head, line, ""],
+        "## Third",
+        "",
+        *[*head, line],
+    ]
+
+
+def test_the_sections_of_the_benchmarks_are_those_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text().splitlines()
+    assert {contests.SECTION, curation.SECTION} <= set(page)
 
 
 def test_shapes_and_samples_are_what_the_table_says() -> None:
