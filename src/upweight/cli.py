@@ -253,6 +253,7 @@ def ablate(
     scale: float | None = None,
     root: Path = Path("runs/claims"),
     write: Path | None = None,
+    annotated: str | None = None,
 ) -> None:
     """Put a claim of the recipe to the test: the same training with and without, over several seeds, with intervals.
 
@@ -264,6 +265,7 @@ def ablate(
         scale: Size of the runs: 1 is the claim as published. Default: the claim's own.
         root: Artifacts are kept in ROOT/seedN; the result lies in ROOT/CLAIM.json.
         write: Also put the result into this Markdown file, as a section of its own.
+        annotated: Documents with the labels of a strong model, for the claims about labels.
     """
     from upweight.app.ablate import ablate as put_to_the_test
     from upweight.app.ablate import print_claims
@@ -271,7 +273,15 @@ def ablate(
     if not claim:
         print_claims()
         return
-    put_to_the_test(claim, seeds=range(seeds), scale=scale, root=root, machine=_machine(hardware), write=write)
+    put_to_the_test(
+        claim,
+        seeds=range(seeds),
+        scale=scale,
+        root=root,
+        machine=_machine(hardware),
+        write=write,
+        annotated=annotated,
+    )
 
 
 @app.command

@@ -42,6 +42,18 @@ def test_truncated_completions_are_not_even_read() -> None:
     assert torch.equal(batch.sequences.tokens, only.sequences.tokens)
 
 
+def test_without_the_mask_a_truncated_completion_counts_like_any_other() -> None:
+    case = cases()["Grpo"]
+    (prompt, completion, _), *others = case.items
+    counted = Grpo(mask_truncated=False).batches(
+        [(prompt, replace(completion, stop="length"), -1.0), *others], row_tokens=10_000
+    )
+    (expected,) = Grpo().batches([(prompt, completion, -1.0), *others], row_tokens=10_000)
+    assert torch.equal(counted[0].sequences.weights, expected.sequences.weights)
+    assert torch.equal(counted[0].advantages, expected.advantages)
+    assert Grpo().mask_truncated  # the report's rule is the default
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_truncated_completions_alone_trains_nothing_and_says_so(name: str) -> None:
     case = cases()[name]

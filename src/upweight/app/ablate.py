@@ -1,7 +1,8 @@
 """`upweight ablate CLAIM`: a claim of the recipe as an experiment, run over several seeds, whichever way it comes out.
 
 A claim is a recipe whose goal is an evaluation. Its checkpoints are the arms; the others are held against the first.
-The runs of one seed share all steps that the arms have in common, with each other and with the other claims.
+The runs of one seed share all steps that the arms have in common, with each other and with the other claims. Labels of
+documents are compared alike: there the goal is a step of the stage predict, and its kinds of labels are the arms.
 
 Two intervals are told apart. Within a run, problems are the units: is this checkpoint better than that one? Over runs,
 seeds are the units: is this way of training better than that one? Only the second speaks about the claim.
@@ -50,18 +51,23 @@ def ablate(
     machine: Machine,
     write: Path | None = None,
     console: Console | None = None,
+    annotated: str | None = None,
 ) -> dict[str, Any]:
     """Run a claim once for each seed below `root`/seed<N>, print and return what came out.
+
+    `annotated` are documents with labels, for the claims that ask for them.
 
     The result also lies in `root`/<claim>.json, and as a section of the Markdown file `write` where one is given. What
     is complete is not run again, so that seeds can be added later.
 
-    Raises UserError where the claim's goal is no evaluation of at least two checkpoints.
+    Raises UserError where the claim's goal compares fewer than two arms.
     """
     console = console or Console()
     if not seeds:
         raise UserError("a claim needs at least one seed to run with; three are the least that shows a spread")
-    recipes = {seed: find_recipe(claim, {"scale": scale, "seed": seed}, CLAIMS) for seed in seeds}
+    recipes = {
+        seed: find_recipe(claim, {"scale": scale, "seed": seed, "annotated": annotated}, CLAIMS) for seed in seeds
+    }
     name = Path(claim).stem if claim.endswith(".py") else claim
     for recipe in recipes.values():
         arms_of(recipe, claim)
@@ -76,6 +82,7 @@ def ablate(
         "told": told,
         "date": datetime.date.today().isoformat(),
         "scale": scale,
+        "annotated": annotated,
         "seeds": list(seeds),
         "environment": environment(machine),
         **outcome(recipes, stores),
@@ -97,22 +104,35 @@ def says(documentation: str | None, name: str) -> tuple[str, str]:
 
 
 def arms_of(recipe: Recipe, given: str) -> dict[str, Step]:
-    """The checkpoints that the claim compares, the reference first. Raises UserError where it is no comparison."""
+    """What the claim compares, the reference first, each with the step that makes it. Raises UserError where it is no
+    comparison."""
     goal = recipe.goals[-1]
-    arms = {name: step for name, step in goal.inputs.items() if name != PROBLEMS}
-    if goal.stage_name != "evaluate" or len(arms) < 2:
+    if goal.stage_name == "predict":
+        arms = dict.fromkeys(goal.config.arms, goal)
+    else:
+        arms = {name: step for name, step in goal.inputs.items() if name != PROBLEMS}
+    if goal.stage_name not in ("evaluate", "predict") or len(arms) < 2:
         raise UserError(
             f"{given}: the goal of a claim is a step of the stage evaluate with at least two checkpoints among its "
-            f"inputs; {goal.name!r} is of the stage {goal.stage_name} and has {len(arms)}"
+            f"inputs, or of the stage predict with two arms; {goal.name!r} is of the stage {goal.stage_name} and has "
+            f"{len(arms)}"
         )
     return arms
+
+
+def _measure(goal: Step) -> tuple[list[str], str, str]:
+    """The families of a claim's goal, what is measured of each, and what the units within a run are."""
+    if goal.stage_name == "predict":
+        return [*goal.config.families], "the share of useless documents ranked below a useful one", "documents"
+    measure = f"avg@{goal.config.samples} at temperature {goal.config.limits.temperature:g}"
+    return [*goal.config.problems], measure, "problems"
 
 
 def outcome(recipes: Mapping[int, Recipe], stores: Mapping[int, LocalStore]) -> dict[str, Any]:
     """Arms, differences from the first arm, and what each arm cost beyond what all share; by family of problems."""
     first = next(iter(recipes.values()))
     goal, arms = first.goals[-1], [*arms_of(first, first.name)]
-    families = [*goal.config.problems]
+    families, measure, units = _measure(goal)
     samples = {
         (seed, arm, family): read_jsonl(stores[seed].open(goal.name) / "samples" / f"{arm}.{family}.jsonl", Sample)
         for seed in recipes
@@ -131,11 +151,10 @@ def outcome(recipes: Mapping[int, Recipe], stores: Mapping[int, LocalStore]) -> 
                     {"arm": arm, "against": arms[0], "family": family, **_over(over.runs), "by_seed": pairs}
                     | {"significant": over.excludes_zero and len(pairs) > 1}
                 )
-    k = samples[next(iter(samples))][-1].index + 1
     costs = [_own_seconds(recipe, stores[seed]) for seed, recipe in recipes.items()]
     return {
-        "k": k,
-        "temperature": goal.config.limits.temperature,
+        "measure": measure,
+        "units": units,
         "arms": rows,
         "differences": differences,
         "processor_seconds": {arm: round(sum(cost[arm] for cost in costs) / len(costs), 1) for arm in arms},
@@ -159,7 +178,7 @@ def _own_seconds(recipe: Recipe, store: LocalStore) -> dict[str, float]:
     }
     shared = set.intersection(*needed.values())
     return {
-        arm: sum((store.manifest(name) or {})["timings"]["processor_seconds"] for name in names - shared)
+        arm: sum(((store.manifest(name) or {})["timings"]["processor_seconds"] for name in names - shared), 0.0)
         for arm, names in needed.items()
     }
 
@@ -168,15 +187,15 @@ def section(result: Mapping[str, Any]) -> str:
     """The result in Markdown, below a heading that names the claim."""
     seeds = ", ".join(map(str, result["seeds"]))
     scale = "" if result["scale"] is None else f" --scale {result['scale']:g}"
+    annotated = "" if result["annotated"] is None else f" --annotated {Path(result['annotated']).name}"
     lines = [
         f"## {result['claim']}",
         "",
         result["says"],
         "",
         *([result["told"], ""] if result["told"] else []),
-        f"`upweight ablate {result['claim']} --seeds {len(result['seeds'])}{scale}`, {result['date']}: "
-        f"avg@{result['k']} at temperature {result['temperature']:g}, seeds {seeds}. Intervals are at 95%, with seeds "
-        "as the units.",
+        f"`upweight ablate {result['claim']} --seeds {len(result['seeds'])}{scale}{annotated}`, {result['date']}: "
+        f"{result['measure']}, seeds {seeds}. Intervals are at 95%, with seeds as the units.",
         "",
         f"| on | arm | {' | '.join(f'seed {seed}' for seed in result['seeds'])} | mean | interval | CPU-s of its own |",
         f"| --- | --- |{' ---: |' * len(result['seeds'])} ---: | ---: | ---: |",
@@ -194,7 +213,7 @@ def section(result: Mapping[str, Any]) -> str:
         runs = " | ".join(f"{run['mean']:+.3f}{'*' if run['significant'] else ''}" for run in row["by_seed"])
         pair = f"{row['arm']} - {row['against']}"
         lines.append(f"| {row['family']} | {pair} | {runs} | {row['mean']:+.3f} | {interval(row, '+')} |")
-    lines += ["", "\\* differs from zero within that run, with problems as the units.", ""]
+    lines += ["", f"\\* differs from zero within that run, with {result['units']} as the units.", ""]
     return "\n".join(lines)
 
 
@@ -219,19 +238,13 @@ def put_section(file: Path, name: str, text: str) -> None:
 
 def _print(result: Mapping[str, Any], console: Console) -> None:
     console.print(f"{result['claim']}: {result['says']}", highlight=False, markup=False)
-    drawn = Table("on", "arm", **NARROW)
-    for heading in ("mean", "95% over seeds", "against the first", "95% over seeds", "CPU-s of its own"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
-    against = {(row["arm"], row["family"]): row for row in result["differences"]}
-    for row in result["arms"]:
-        other = against.get((row["arm"], row["family"]))
-        drawn.add_row(
-            row["family"],
-            row["arm"],
-            f"{row['mean']:.3f}",
-            interval(row),
-            f"{other['mean']:+.3f}" if other else "-",
-            interval(other, "+") if other else "-",
-            f"{result['processor_seconds'][row['arm']]:.0f}",
-        )
-    console.print(drawn)
+    for heading in ("arm", "difference"):
+        drawn = Table("on", heading, **NARROW)
+        for figure in ("mean", "95% over seeds", *(["CPU-s of its own"] if heading == "arm" else [])):
+            drawn.add_column(figure, justify="right", no_wrap=True)
+        for row in result["arms"] if heading == "arm" else result["differences"]:
+            sign = "" if heading == "arm" else "+"
+            name = row["arm"] if heading == "arm" else f"{row['arm']} - {row['against']}"
+            cost = [f"{result['processor_seconds'][row['arm']]:.0f}"] if heading == "arm" else []
+            drawn.add_row(row["family"], name, f"{row['mean']:{sign}.3f}", interval(row, sign), *cost)
+        console.print(drawn)

@@ -82,7 +82,7 @@ def read_annotated(path: Path) -> Annotated:
     scores = []
     for number, record in enumerate(iterate_jsonl(path, dict), start=1):
         values = record.get("scores")
-        if not _are_scores(values):
+        if not are_scores(values):
             raise UserError(f"{path}, record {number}: scores are {values!r}, expected {DIMENSION_COUNT} numbers 0-9")
         if not isinstance(record.get("text"), str) or not record["text"].strip():
             raise UserError(f"{path}, record {number} has no text: each line holds id, text and scores")
@@ -96,7 +96,8 @@ def read_annotated(path: Path) -> Annotated:
     return Annotated(found.ids, found.texts, np.array(scores, float))
 
 
-def _are_scores(values: object) -> bool:
+def are_scores(values: object) -> bool:
+    """Whether these are 20 numbers from 0 to 9."""
     return (
         isinstance(values, list)
         and len(values) == DIMENSION_COUNT

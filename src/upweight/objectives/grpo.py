@@ -124,6 +124,8 @@ class Grpo(Objective):
         fresh rollouts refuses the step. float32 stays below 1e-3; bfloat16 needs a larger bound.
     off_policy: "clip" is the loss above; "truncate" the one for samplers that differ, in which nothing is clipped.
     truncation: the largest weight of a token under "truncate".
+    mask_truncated: False trains on completions that the length limit cut off like on any other, so that running on
+        costs reward. The report masks them; this is for comparison.
     """
 
     clip_low: float = 0.2
@@ -136,6 +138,7 @@ class Grpo(Objective):
     mismatch_bound: float = 0.1
     off_policy: Literal["clip", "truncate"] = "clip"
     truncation: float = 2.0
+    mask_truncated: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_low < 1 or self.clip_high <= 0 or self.mismatch_bound <= 0:
@@ -204,7 +207,8 @@ class Grpo(Objective):
     def batches(
         self, completions: Sequence[Sampled], *, row_tokens: int, fresh: bool = True, share_prompts: bool = True
     ) -> list[RolloutBatch]:
-        """Completions as packed microbatches of about `row_tokens` tokens each. Truncated ones are left out.
+        """Completions as packed microbatches of about `row_tokens` tokens each. Truncated ones are left out, unless
+        `mask_truncated` is off.
 
         Args:
             share_prompts: read a prompt once for the completions of it that follow each other and fit a microbatch;
@@ -212,7 +216,7 @@ class Grpo(Objective):
 
         Never empty: where all are truncated one batch of weight 0 comes back, and the trainer skips the step.
         """
-        whole = [item for item in completions if not item[1].truncated and item[1].tokens]
+        whole = [item for item in completions if item[1].tokens and not (self.mask_truncated and item[1].truncated)]
         for completion in (item[1] for item in whole):
             if not completion.logprobs:
                 raise UserError(

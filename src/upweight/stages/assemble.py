@@ -25,13 +25,14 @@ from upweight.curate.overlap import MinHash, clusters, exact_key, signatures
 from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize.accuracy import Checks, fault, judged, verified
 from upweight.synthesize.blocks import clear, in_blocks
-from upweight.synthesize.checking import CheckVerifier, open_checks
+from upweight.synthesize.checking import open_checks
 from upweight.synthesize.refine import question_of
 from upweight.synthesize.roles import Part as Role
 from upweight.synthesize.roles import cast
 from upweight.synthesize.talks import Source, conversations
 from upweight.text.chat import encode_turns
 from upweight.text.tokenizer import Tokenizer
+from upweight.verify.reward import CheckVerifier
 
 RESERVED = "reserved_*.jsonl"
 COMPARED_AT_ONCE = 2_000

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
+from typing import Literal
 
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
@@ -11,10 +12,18 @@ from upweight.core.work import Estimate, Summary, Work
 from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.expert import RuleBasedExpert
-from upweight.synthesize.reconstruct import Bounds, Prompts, Reconstructed, completion_examples, reconstruct
+from upweight.synthesize.reconstruct import (
+    Bounds,
+    Prompts,
+    Reconstructed,
+    completion_examples,
+    reconstruct,
+    unrefined,
+    unwritten,
+)
 from upweight.synthesize.roles import Checkpoint, Part, cast
 from upweight.synthesize.structured import Asking, Cost
-from upweight.synthesize.trail import Refined
+from upweight.synthesize.trail import Refined, Trail
 
 EXAMPLES = 3
 
@@ -28,6 +37,9 @@ class Config:
     prompts: what they are asked with.
     source: what the conversations are counted by is "<source of the problem>-<this>".
     block: solutions worked off together, and lost at most in a kill.
+    target: what is imitated: the refined solution behind a "written" chain, or, to compare with: the refined solution
+        behind the "kept" thought of its draft, or the first "draft" as it was sampled. Nothing is written or checked
+        for the latter two.
     """
 
     summariser: Part = RuleBasedExpert()  # noqa: RUF009 - frozen
@@ -37,29 +49,28 @@ class Config:
     prompts: Prompts = field(default_factory=Prompts)
     source: str = "reconstructed"
     block: int = 256
+    target: Literal["written", "kept", "draft"] = "written"
 
     def __post_init__(self) -> None:
         if self.block < 1:
             raise UserError(f"block is {self.block}: at least one solution is worked off at a time")
+        if self.target not in ("written", "kept", "draft"):
+            raise UserError(f"target is {self.target!r}: expected 'written', 'kept' or 'draft'")
 
 
 def run(config: Config, work: Work) -> Summary:
     """Write `conversations.jsonl`, `dropped.jsonl`, and `completer.jsonl`, which trains a writer of chains."""
-    refined = read_jsonl(work.inputs["refined"] / "refined.jsonl", Refined)
+    source = work.inputs["refined"]
+    refined = read_jsonl(source / "refined.jsonl", Refined)
     if not refined:
-        raise UserError(f"{work.inputs['refined']} holds no refined solution: see its dropped.jsonl for the reasons")
-    summariser = cast(config.summariser, work.inputs, work.machine)
-    completer = cast(config.completer, work.inputs, work.machine)
-    asking = replace(config.asking, limits=replace(config.asking.limits, seed=seed_for(work.seed, "asking")))
-
-    def work_off(block: Sequence[Refined]) -> Sequence[Reconstructed]:
-        return reconstruct(block, summariser, completer, asking=asking, bounds=config.bounds, prompts=config.prompts)
-
-    made: list[Reconstructed] = []
-    for block in in_blocks(
-        work.out / "blocks", refined, config.block, Reconstructed, work_off, work.monitor, "reconstruct"
-    ):
-        made += block
+        raise UserError(f"{source} holds no refined solution: see its dropped.jsonl for the reasons")
+    match config.target:
+        case "written":
+            made = _written(config, work, refined)
+        case "kept":
+            made = [unwritten(one) for one in refined]
+        case "draft":
+            made = [unrefined(trail) for trail in read_jsonl(source / "trail.jsonl", Trail) if trail.candidates]
     right = [one for one in made if not one.fault]
     conversations = [one.conversation(f"{one.problem.source or 'problem'}-{config.source}") for one in right]
     write_jsonl(work.out / "conversations.jsonl", conversations)
@@ -93,6 +104,23 @@ def run(config: Config, work: Work) -> Summary:
             {"fault": one.fault, "detail": one.detail, "chain": one.chain[:400]} for one in made if one.fault
         ][:EXAMPLES],
     }
+
+
+def _written(config: Config, work: Work, refined: Sequence[Refined]) -> list[Reconstructed]:
+    """A chain for each solution, by the writers, checked."""
+    summariser = cast(config.summariser, work.inputs, work.machine)
+    completer = cast(config.completer, work.inputs, work.machine)
+    asking = replace(config.asking, limits=replace(config.asking.limits, seed=seed_for(work.seed, "asking")))
+
+    def work_off(block: Sequence[Refined]) -> Sequence[Reconstructed]:
+        return reconstruct(block, summariser, completer, asking=asking, bounds=config.bounds, prompts=config.prompts)
+
+    made: list[Reconstructed] = []
+    for block in in_blocks(
+        work.out / "blocks", refined, config.block, Reconstructed, work_off, work.monitor, "reconstruct"
+    ):
+        made += block
+    return made
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:

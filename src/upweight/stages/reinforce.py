@@ -277,9 +277,10 @@ class OnPolicy(Loader):
 
     def _advantages(self, group: Group) -> list[float]:
         rollout, config = group.rollout, self.config
+        masked = config.objective.mask_truncated
         advantages = group_advantages(
             [verdict.score for verdict in rollout.verdicts],
-            truncated=[completion.truncated for completion in rollout.completions],
+            truncated=[masked and completion.truncated for completion in rollout.completions],
             truncated_in_baseline=config.truncated_in_baseline,
             divide_by_spread=config.divide_by_spread,
         )

@@ -21,7 +21,7 @@ from upweight.core.records import Conversation, Message, Problem
 from upweight.synthesize.prompts import fill, read_prompt, require
 from upweight.synthesize.refine import question_of, solution_of
 from upweight.synthesize.structured import Asking, Cost, ask, between
-from upweight.synthesize.trail import Refined
+from upweight.synthesize.trail import Refined, Trail
 from upweight.verify.answers import equivalent, extract
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -146,6 +146,20 @@ def reconstruct(
             )
         )
     return made
+
+
+def unwritten(refined: Refined) -> Reconstructed:
+    """The solution behind the thought of the draft that it descends from, which no longer leads to it where the draft
+    was wrong: what reconstruction is there to mend."""
+    fault = "" if refined.thought else "no thought"
+    return Reconstructed(refined.problem, refined.solution, "", refined.thought, fault, "", refined.author, Cost())
+
+
+def unrefined(trail: Trail) -> Reconstructed:
+    """The first draft as it was sampled, right or wrong."""
+    draft = trail.candidates[0]
+    fault = "no thought" if not draft.thought else "never ended" if not draft.text else ""
+    return Reconstructed(trail.problem, draft.text, "", draft.thought, fault, "", draft.author, Cost())
 
 
 def fault_of(chain: str, refined: Refined, bounds: Bounds, prompts: Prompts) -> tuple[str, str]:

@@ -12,7 +12,7 @@ All problems go through the loop together, so that each part is asked in large b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -160,7 +160,8 @@ def accepted(trail: Trail, loop: Loop) -> Refined | str:
         return "the solution is verified wrong"
     if best.score < loop.accepted_score:
         return f"the score stays below {loop.accepted_score:g}"
-    return Refined(trail.problem, best.text, best.score, best.verified, trail.rounds, best.author)
+    thought = trail.draft.thought if trail.draft is not None else ""
+    return Refined(trail.problem, best.text, best.score, best.verified, trail.rounds, best.author, thought)
 
 
 def question_of(problem: Problem) -> str:
@@ -173,6 +174,13 @@ def question_of(problem: Problem) -> str:
 def solution_of(text: str) -> str:
     """What a person reads of a completion: its text without the thought; nothing where the thought never ends."""
     return (visible_part(text) or "").strip()
+
+
+def thought_of(text: str) -> str:
+    """The thought of a completion, whose opening tag may stand in the prompt; nothing where there is none."""
+    before, closed, after = text.rpartition("</think>")
+    outside, opened, inside = (before if closed else after).partition("<think>")
+    return (inside if opened else outside if closed else "").strip()
 
 
 def _open(runs: Sequence[_Run]) -> list[_Run]:
@@ -200,8 +208,9 @@ def _draft(runs: Sequence[_Run], cast: Cast, verifier: Verifier | None, loop: Lo
             tokens = sum(len(completion.tokens) for completion in group)
             run.cost += Cost(len(group), len(run.question), characters, tokens)
     texts = [(run, solution_of(completion.text), completion.policy) for run, completion in written]
-    for (run, _, _), candidate in zip(texts, _judge(texts, "draft", 0, cast, verifier, loop), strict=True):
-        run.candidates.append(candidate)
+    judged = _judge(texts, "draft", 0, cast, verifier, loop)
+    for (run, completion), candidate in zip(written, judged, strict=True):
+        run.candidates.append(replace(candidate, thought=thought_of(completion.text)))
     for run in runs:
         run.chosen = max(range(len(run.candidates)), key=lambda index: (run.candidates[index].score, -index))
 

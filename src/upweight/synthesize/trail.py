@@ -57,7 +57,12 @@ class Critique:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A draft or a revision and how it was judged. `score` is the weighted mean of the criteria, 0-9."""
+    """A draft or a revision and how it was judged.
+
+    Attributes:
+        score: the weighted mean of the criteria, 0-9.
+        thought: of a draft, the thought before its text, as it was sampled.
+    """
 
     text: str
     author: str
@@ -66,6 +71,7 @@ class Candidate:
     scores: tuple[CriterionScore, ...]
     critiques: tuple[Critique, ...]
     score: float
+    thought: str = ""
 
     @property
     def verified(self) -> bool | None:
@@ -102,6 +108,12 @@ class Trail:
         """The chosen candidate."""
         return None if self.chosen is None else self.candidates[self.chosen]
 
+    @property
+    def draft(self) -> Candidate | None:
+        """The best draft, from which every revision descends; the first of those that score alike."""
+        drafts = [candidate for candidate in self.candidates if candidate.origin == "draft"]
+        return max(drafts, key=lambda candidate: candidate.score, default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Refined:
@@ -113,6 +125,7 @@ class Refined:
         verified: whether its verified criteria hold; None where nothing could be verified.
         rounds: revisions it took.
         author: who wrote it.
+        thought: of the draft that it descends from.
     """
 
     problem: Problem
@@ -121,6 +134,7 @@ class Refined:
     verified: bool | None
     rounds: int
     author: str
+    thought: str = ""
 
 
 def weighted(criteria: tuple[Criterion, ...], scores: tuple[CriterionScore, ...]) -> float:

@@ -3,15 +3,15 @@
 A verifier may hold a warm sandbox or a reward model; `open_verifier` makes one for the length of a `with` block.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Sampler, Verifier
-from upweight.core.records import Problem
+from upweight.core.records import Completion, Problem, Verdict
 from upweight.core.work import Machine
 from upweight.model.heads import ScalarHead
 from upweight.model.language_model import fingerprint, load
@@ -45,6 +45,23 @@ def kind_of(problem: Problem) -> Checkable:
     return "code" if problem.tests else "answer"
 
 
+class CheckVerifier(Verifier):
+    """Hands each problem to the verifier of its kind, which is opened when it is first needed."""
+
+    def __init__(self, opening: Callable[[Checkable], Verifier]) -> None:
+        self._opening = opening
+        self._opened: dict[Checkable, Verifier] = {}
+
+    def score(self, problem: Problem, group: Sequence[Completion]) -> list[Verdict]:
+        return self.of(kind_of(problem)).score(problem, group)
+
+    def of(self, kind: Checkable) -> Verifier:
+        """The verifier of that kind, to open it before work begins that needs it."""
+        if kind not in self._opened:
+            self._opened[kind] = self._opening(kind)
+        return self._opened[kind]
+
+
 @dataclass(frozen=True)
 class Weighted:
     """One part of a mixture of rewards. `name` leads its reason."""
@@ -58,13 +75,14 @@ class Weighted:
 class RewardConfig:
     """Attributes:
     kind: "answer" (equivalence with the reference answer), "code" (hidden tests in the sandbox), "gym" (the problem's
-        own verifier of reasoning-gym), "agent" (the answer by rules first, then by a model that writes and runs
+        own verifier of reasoning-gym), "check" (whichever of these three the problem has, for problems of several
+        domains together), "agent" (the answer by rules first, then by a model that writes and runs
         checks), "preference" (win rate within the group under the reward model of the input "reward") or "judge" (win
         rate by a language model that is asked in both orders).
     custom: a verifier of one's own, an instance of a frozen dataclass that implements Verifier; used instead of kind.
         One that raises, hangs or gives what is no verdict ends the run and is named.
     limits: bounds of a program that the model wrote.
-    partial: for "code" and "gym", marks between 0 and 1 instead of all or nothing.
+    partial: for "code", "gym" and "check", marks between 0 and 1 instead of all or nothing.
     mixture: a weighted sum of rewards, used instead of kind and custom. Weights that add up to 1 keep it in 0-1.
     only_if_right: the part of the mixture without whose score above 0 the others pay nothing.
     seconds: how long a custom verifier may take for one group.
@@ -73,7 +91,7 @@ class RewardConfig:
     judge_limits: how it decodes a turn.
     """
 
-    kind: Literal["answer", "code", "gym", "agent", "preference", "judge"] = "answer"
+    kind: Literal["answer", "code", "gym", "check", "agent", "preference", "judge"] = "answer"
     custom: Verifier | None = None
     limits: SandboxLimits = field(default_factory=SandboxLimits)
     partial: bool = False
@@ -110,6 +128,11 @@ def open_verifier(config: RewardConfig, inputs: Mapping[str, Path], machine: Mac
     elif config.kind == "code":
         with Sandbox(workers=machine.workers, unsafe=machine.unsafe_execution) as pool:
             yield CodeVerifier(pool, limits=config.limits, partial=config.partial)
+    elif config.kind == "check":
+        with ExitStack() as opened:
+            yield CheckVerifier(
+                lambda kind: opened.enter_context(open_verifier(replace(config, kind=kind), inputs, machine))
+            )
     elif config.kind == "agent":
         agent = _judge(config, inputs, machine)
         with Sandbox(workers=1, unsafe=machine.unsafe_execution) as pool:

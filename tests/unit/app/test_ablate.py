@@ -9,9 +9,10 @@ from statistics import fmean
 import pytest
 from rich.console import Console
 
-from upweight.app.ablate import ablate, put_section
+from upweight.app.ablate import ablate, arms_of, put_section
 from upweight.app.find import CLAIMS, find_recipe, recipe_names
 from upweight.core.errors import UserError
+from upweight.core.identity import plain
 from upweight.core.work import Machine
 
 OWN = '''"""Large weights know more.
@@ -154,9 +155,10 @@ def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe_names(CLAIMS))
 def test_every_claim_compares_arms_that_differ(name: str) -> None:
-    recipe = find_recipe(name, {"scale": 0.05, "seed": 3}, CLAIMS)
+    options = {"annotated": "labels.jsonl"} if name.startswith("label_") else {"scale": 0.05}
+    recipe = find_recipe(name, {**options, "seed": 3}, CLAIMS)
     identities = recipe.identities()
+    arms = arms_of(recipe, name)
     goal = recipe.goals[-1]
-    arms = [step for key, step in goal.inputs.items() if key != "problems"]
-    assert goal.stage_name == "evaluate"
-    assert len({json.dumps(identities[step.name], sort_keys=True, default=str) for step in arms}) == len(arms) >= 2
+    made = [goal.config.arms[arm] if step is goal else identities[step.name] for arm, step in arms.items()]
+    assert len({json.dumps(plain(one), sort_keys=True) for one in made}) == len(arms) >= 2

@@ -48,6 +48,15 @@ class Solver(Sampler):
         return Completion(tuple(text.encode()), (), text, "end", f"solver {self.right}")
 
 
+@dataclass(frozen=True)
+class Guesser(Sampler):
+    """Ends every story in the same guess."""
+
+    def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+        text = stories.thought("A guess.", "-1")
+        return [[Completion((1,), (), text, "end", "guesser")] * count for _ in prompts]
+
+
 @pytest.fixture
 def problems(tmp_path: Path) -> Path:
     folder = tmp_path / "problems"
@@ -103,6 +112,20 @@ def test_drafts_of_a_model_are_refined_and_their_chains_reconstructed(tmp_path: 
     assert talks[0].messages == stories.conversation(STORIES[0]).messages
     assert {talk.source for talk in talks} == {"stem-reconstructed", "code-reconstructed"}
     assert len(read_jsonl(chains.out / "completer.jsonl", Conversation)) == 15
+
+
+def test_what_refinement_started_from_can_be_imitated_instead(tmp_path: Path, problems: Path) -> None:
+    refining = work(tmp_path, "refine", problems=problems)
+    refine.run(refine.Config(problems={"stem.jsonl": 12}, drafters=(Guesser(),)), refining)
+    made = {}
+    for target in ("written", "kept", "draft"):
+        chains = work(tmp_path, target, refined=refining.out)
+        assert reconstruct.run(reconstruct.Config(target=target), chains)["conversations"] == 12
+        talks = read_jsonl(chains.out / "conversations.jsonl", Conversation)
+        made[target] = [talk.messages[-1].content.partition("</think>") for talk in talks]
+    for written, kept, draft in zip(*made.values(), strict=True):
+        assert kept[0] == draft[0] != written[0]  # the draft's thought
+        assert kept[2] == written[2] != draft[2]  # the refined solution
 
 
 def test_a_part_given_to_a_missing_input_is_an_error(tmp_path: Path, problems: Path) -> None:

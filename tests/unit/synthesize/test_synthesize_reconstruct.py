@@ -1,7 +1,7 @@
 """Chains: what may be imitated and what is dropped, and training pairs for a writer of chains."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -17,9 +17,12 @@ from upweight.synthesize.reconstruct import (
     fault_of,
     quotation,
     reconstruct,
+    unrefined,
+    unwritten,
 )
-from upweight.synthesize.structured import Asking, NeverInForm
-from upweight.synthesize.trail import Refined
+from upweight.synthesize.refine import Loop, accepted, thought_of
+from upweight.synthesize.structured import Asking, Cost, NeverInForm
+from upweight.synthesize.trail import Candidate, Refined, Trail
 
 SUM = Refined(Problem("sum", (Message("user", "What is 2+3?"),), answer="5"), "\\boxed{5}", 9.0, True, 0, "teacher")
 
@@ -40,6 +43,33 @@ def test_the_expert_writes_the_chain_of_a_refined_story() -> None:
     for one, result in zip(told, made, strict=True):
         assert (result.fault, result.chain, result.author) == ("", one.chain, POLICY)
         assert result.conversation("stem").messages == stories.conversation(one).messages
+
+
+def test_chains_to_compare_with_are_the_drafts_own() -> None:
+    draft = Candidate("\\boxed{6}", "m", "draft", 0, (), (), 2.0, thought="2+3=6.")
+    better = replace(draft, text="\\boxed{4}", score=3.0, thought="2+3=4.")
+    revision = Candidate("\\boxed{5}", "m", "revision", 1, (), (), 9.0)
+    trail = Trail(SUM.problem, (), (draft, better, revision), 2, 1, "good enough", "", Cost())
+    refined = accepted(trail, Loop())
+    assert isinstance(refined, Refined)
+    assert unwritten(refined).conversation("x").messages[-1].content == "<think>\n2+3=4.\n</think>\n\\boxed{5}"
+    assert unrefined(trail).conversation("x").messages[-1].content == "<think>\n2+3=6.\n</think>\n\\boxed{6}"
+    assert unwritten(SUM).fault == "no thought"
+    cut = replace(trail, candidates=(replace(draft, text=""),))
+    assert unrefined(cut).fault == "never ended"
+
+
+@pytest.mark.parametrize(
+    ("text", "thought"),
+    [
+        ("<think>\na b\n</think>\n5", "a b"),
+        ("a b\n</think>\n5", "a b"),  # the prompt opened it
+        ("<think>\na b", "a b"),
+        ("5", ""),
+    ],
+)
+def test_the_thought_of_a_completion(text: str, thought: str) -> None:
+    assert thought_of(text) == thought
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from upweight.core.identity import canonical_json
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion, Message, Problem
 from upweight.core.work import Machine
+from upweight.verify import reward
 from upweight.verify.answers import AnswerVerifier
 from upweight.verify.compose import BudgetVerifier, FormatVerifier, LengthVerifier, Part, WeightedVerifier
 from upweight.verify.reward import RewardConfig, Weighted, open_verifier
@@ -147,3 +148,24 @@ def test_agents_and_judges_are_named_in_plain_values() -> None:
         assert [verdict.score for verdict in verifier.score(problem, group)] == [0.5, 0.5]
     with pytest.raises(UserError, match='needs a language model: give the step an input named "judge"'):
         open_verifier(RewardConfig("judge"), {}, Machine()).__enter__()
+
+
+def test_each_problem_is_judged_by_its_own_check_and_only_what_is_needed_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[str] = []
+    real = reward.open_verifier
+
+    def counting(config: RewardConfig, *rest):
+        opened.append(config.kind)
+        return real(config, *rest)
+
+    monkeypatch.setattr(reward, "open_verifier", counting)
+    program = Problem("c", (Message("user", "double"),), tests=("assert double(4) == 8",))
+    with real(RewardConfig("check"), {}, Machine(workers=1)) as verifier:
+        assert [one.score for one in verifier.score(PROBLEM, [completion("\\boxed{42}"), completion("41")])] == [1, 0]
+        assert opened == ["answer"]  # no sandbox for answers
+        right = completion("```python\ndef double(x):\n    return 2 * x\n```")
+        assert [one.score for one in verifier.score(program, [right, completion("x = 1")])] == [1, 0]
+        assert verifier.score(PROBLEM, [completion("\\boxed{42}")])[0].score == 1
+    assert opened == ["answer", "code"]

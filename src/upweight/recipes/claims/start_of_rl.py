@@ -6,17 +6,13 @@ The reference is the run from SFT; the two starts stand beside the ends, since i
 
 from upweight.app.recipe import Recipe
 from upweight.recipes import quickstart
-from upweight.recipes.claims import compared, reinforced
+from upweight.recipes.claims import compared, gated, reinforced, short
 
 
 def recipe(scale: float = 1.0, seed: int = 0) -> Recipe:
-    """The quickstart's `rl_stem` step from two checkpoints."""
+    """The quickstart's STEM stage from two checkpoints."""
     whole = quickstart.recipe(scale, seed)
-    from_sft = reinforced(whole, "rl_from_sft", start=whole.step("sft"))
-    arms = {
-        "rl_from_sft": from_sft,
-        "rl_from_dpd": whole.step("rl_stem"),
-        "sft": whole.step("sft"),
-        "dpd": whole.step("dpd"),
-    }
+    tuned, distilled = whole.step("sft"), whole.step("dpd")
+    from_sft = reinforced(whole, "rl_from_sft", model=tuned, kept=gated(whole, "gate_rl_from_sft", tuned))
+    arms = {"rl_from_sft": from_sft, "rl_from_dpd": short(whole), "sft": tuned, "dpd": distilled}
     return compared(whole, "claim_start_of_rl", arms)
