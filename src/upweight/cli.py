@@ -37,6 +37,9 @@ class Choice:
     """Artifacts are kept in ROOT/RECIPE/STEP."""
 
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
 @dataclass(frozen=True)
 class Hardware:
     """Where the work runs. Results do not depend on it."""
@@ -198,6 +201,7 @@ def evaluate(
     top_p: float | None = None,
     max_new_tokens: int | None = None,
     seed: int = 0,
+    dtype: Dtype = "auto",
     root: Path = Path("runs"),
     out: Path = Path("evals"),
     inspect_logs: Path | None = None,
@@ -224,6 +228,7 @@ def evaluate(
         top_p: Keep the smallest set of tokens with this probability. Default: 0.95, as the report.
         max_new_tokens: Longer answers are cut off and counted. Default: 65,536, or what the model's context leaves.
         seed: Seed of the sampling, and of what a benchmark draws (the order of options).
+        dtype: What local weights are held in. auto: bfloat16 on CUDA, float32 elsewhere.
         root: Where recipes keep their artifacts.
         out: Where the samples and the table are written.
         inspect_logs: Also write the results there as logs that the viewer of inspect-ai opens.
@@ -241,6 +246,7 @@ def evaluate(
         decoding=decoding,
         judge=judge,
         machine=_machine(hardware),
+        dtype=None if dtype == "auto" else dtype,
         inspect_logs=inspect_logs,
     )
 
@@ -443,6 +449,7 @@ def chat(
     against: str | None = None,
     each_line: bool = False,
     seed: int = 0,
+    dtype: Dtype = "auto",
     root: Path = Path("runs"),
 ) -> None:
     """Talk to a model in the terminal. /new starts over, /quit leaves.
@@ -459,6 +466,7 @@ def chat(
         max_new_tokens: Longer answers are cut off.
         thinking: Show the thinking, dimmed.
         seed: Seed of the sampling.
+        dtype: What local weights are held in. auto: bfloat16 on CUDA, float32 elsewhere.
         root: Where recipes keep their artifacts.
     """
     from upweight.app.chat import chat as talk
@@ -470,6 +478,7 @@ def chat(
         root=root,
         limits=limits,
         machine=_machine(hardware),
+        dtype=None if dtype == "auto" else dtype,
         system=system,
         thinking=thinking,
         each_line=each_line,
@@ -485,6 +494,7 @@ def serve(
     max_new_tokens: int = 2048,
     concurrent: int = 128,
     rows: int = 64,
+    dtype: Dtype = "auto",
     root: Path = Path("runs"),
 ) -> None:
     """Serve a model over HTTP: the OpenAI interface below /v1, and a page to chat at /.
@@ -495,14 +505,16 @@ def serve(
         port: The port to listen on.
         max_new_tokens: The longest answer that a request may ask for.
         concurrent: Answers being made or waiting at a time; more requests are turned away with status 429.
-        rows: Answers decoded together; fewer where 4 GB do not hold the context of so many.
+        rows: Answers decoded together; fewer where 4 GB, on CUDA half of its memory, do not hold so many contexts.
+        dtype: What the weights are held in. auto: bfloat16 on CUDA, float32 elsewhere.
         root: Where recipes keep their artifacts.
     """
     from upweight.app.serve import ServeConfig
     from upweight.app.serve import serve as serve_model
 
     config = ServeConfig(host=host, port=port, max_new_tokens=max_new_tokens, concurrent=concurrent, rows=rows)
-    serve_model(model, root=root, machine=_machine(hardware), config=config)
+    held = None if dtype == "auto" else dtype
+    serve_model(model, root=root, machine=_machine(hardware), config=config, dtype=held)
 
 
 @app.command

@@ -24,12 +24,11 @@ from upweight.core.work import Machine
 from upweight.curate.annotate import SCHEMA, Annotation, Asking, annotate
 from upweight.curate.readers import JsonLines, Parquet, Reject, Source, TextTree
 from upweight.curate.tagger_figures import between_annotators
-from upweight.model.language_model import fingerprint, load
-from upweight.rollout.local import LocalSampler
+from upweight.model.precision import usual_precision
+from upweight.rollout.local import open_local
 from upweight.rollout.remote import RemoteSampler
 from upweight.store.artifact import write_whole
 from upweight.store.jsonl import iterate_jsonl, write_jsonl
-from upweight.text.tokenizer import Tokenizer
 
 ANNOTATED = "annotated.jsonl"
 COSTS = "costs.jsonl"
@@ -141,8 +140,7 @@ def _sampler(model: str, endpoint: Endpoint, root: Path, machine: Machine) -> Sa
             extra={"response_format": form} if endpoint.schema else {},
         )
     directory = find_model(model, root)
-    loaded, _ = load(directory, device=machine.device)
-    return LocalSampler(loaded.eval(), Tokenizer.load(directory), policy=fingerprint(loaded))
+    return open_local(directory, device=machine.device, dtype=usual_precision(machine.device))
 
 
 def _annotated(

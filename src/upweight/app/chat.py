@@ -18,6 +18,7 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
 from upweight.core.work import Machine
+from upweight.model.precision import Precision
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
 
@@ -41,6 +42,7 @@ def chat(
     root: Path,
     limits: Limits,
     machine: Machine,
+    dtype: Precision | None = None,
     system: str | None = None,
     thinking: bool = True,
     each_line: bool = False,
@@ -60,7 +62,8 @@ def chat(
     talkers: list[Talker] = []
     try:
         for name in given:
-            talkers.append(Talker(name, open_engine(name, root=root, device=machine.device), list(opening)))
+            engine = open_engine(name, root=root, device=machine.device, dtype=dtype)
+            talkers.append(Talker(name, engine, list(opening)))
         if sys.stdin.isatty():
             for talker in talkers:
                 size = talker.engine.model.config.parameter_count()

@@ -21,8 +21,10 @@ from upweight.app.lineage import find_model
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits
+from upweight.model.cache import cache_room
 from upweight.model.language_model import LanguageModel, load
 from upweight.model.logprobs import truncate
+from upweight.model.precision import DTYPES, Precision, usual_precision
 from upweight.rollout.local import draw
 from upweight.text.tokenizer import Tokenizer
 
@@ -142,10 +144,12 @@ class Drawn(NamedTuple):
     alternatives: tuple[tuple[int, float], ...]
 
 
-def open_engine(given: str, *, root: Path, device: str = "cpu", rows: int = 1) -> "Engine":
-    """An engine around the model that a person names; see app/lineage.find_model."""
+def open_engine(
+    given: str, *, root: Path, device: str = "cpu", rows: int = 1, dtype: Precision | None = None
+) -> "Engine":
+    """An engine around the model that a person names, see app/lineage.find_model, held in `dtype` or what is usual."""
     directory = find_model(given, root)
-    model, _ = load(directory, device=device)
+    model, _ = load(directory, device=device, dtype=DTYPES[dtype or usual_precision(device)])
     return Engine(model, Tokenizer.load(directory), rows=rows)
 
 
@@ -155,7 +159,8 @@ class Engine:
     Args:
         rows: at most; fewer where the memory for keys and values does not suffice.
         capacity: tokens of prompt and answer together; 0 takes the model's context.
-        cache_bytes: memory for keys and values, which is taken for all rows at the start.
+        cache_bytes: memory for keys and values, which is taken for all rows at the start. 0 takes 4 GiB, on CUDA half
+            of what is free.
     """
 
     def __init__(
@@ -165,14 +170,15 @@ class Engine:
         *,
         rows: int = 1,
         capacity: int = 0,
-        cache_bytes: int = 4 << 30,
+        cache_bytes: int = 0,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         context = model.config.max_context
         self.capacity = min(capacity, context) if capacity else context
         self._device = model.device
-        self.rows = max(1, min(rows, cache_bytes // max(1, model.cache_bytes(self.capacity))))
+        room = cache_bytes or cache_room(self._device)
+        self.rows = max(1, min(rows, room // max(1, model.cache_bytes(self.capacity))))
         self._cache: Any = model.new_cache(rows=self.rows, capacity=self.capacity)
         self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._active: list[Request] = []

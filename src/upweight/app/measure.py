@@ -30,6 +30,7 @@ from upweight.core.records import Problem, Sample
 from upweight.core.work import Machine
 from upweight.evals.measure import difference, measure, summary
 from upweight.evals.setting import Setting
+from upweight.model.precision import Precision
 from upweight.rollout.sandbox import Sandbox
 from upweight.store.artifact import write_whole
 from upweight.text.conversations import evenly
@@ -63,6 +64,7 @@ def measure_models(
     decoding: Decoding = Decoding(),
     judge: str | None = None,
     machine: Machine,
+    dtype: Precision | None = None,
     inspect_logs: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def measure_models(
         k: samples of each problem; 0 takes the benchmark's own number.
         count: so many problems of each, evenly from all; 0 takes all.
         judge: the model that judges, for benchmarks that need one.
+        dtype: what local weights are held in; None takes what is usual on the device.
         inspect_logs: a folder for logs of inspect-ai, one for each model and benchmark.
 
     Raises UserError where a model, a benchmark or its data are not there, before anything is sampled.
@@ -89,7 +92,7 @@ def measure_models(
         check_model(model, root)
     found: dict[tuple[str, str], list[Sample]] = {}
     with ExitStack() as stack:
-        judging = stack.enter_context(open_sampler(judge, root=root, machine=machine)) if judge else None
+        judging = stack.enter_context(open_sampler(judge, root=root, machine=machine, dtype=dtype)) if judge else None
         sandbox = stack.enter_context(Sandbox(workers=machine.workers, unsafe=machine.unsafe_execution))
         setting = Setting(
             samples=k,
@@ -102,7 +105,7 @@ def measure_models(
         problems = {benchmark.name: _chosen(benchmark, count) for benchmark in benchmarks}
         judged_by = judging.identity if judging is not None else None
         for model in models:
-            with open_sampler(model, root=root, machine=machine) as opened:
+            with open_sampler(model, root=root, machine=machine, dtype=dtype) as opened:
                 for benchmark in benchmarks:
                     place = _Place(out, model, benchmark.name)
                     limits = decoding.limits(benchmark)

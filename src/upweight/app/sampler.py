@@ -20,10 +20,9 @@ from upweight.app.lineage import find_model
 from upweight.core.errors import UserError
 from upweight.core.protocols import Sampler
 from upweight.core.work import Machine
-from upweight.model.language_model import fingerprint, load
-from upweight.rollout.local import LocalSampler
+from upweight.model.precision import Precision, usual_precision
+from upweight.rollout.local import open_local
 from upweight.rollout.remote import RemoteSampler
-from upweight.text.tokenizer import Tokenizer
 
 ENDPOINT = re.compile(r"https?://")
 IN_FLIGHT = 32
@@ -52,8 +51,11 @@ def check_model(given: str, root: Path) -> None:
 
 
 @contextmanager
-def open_sampler(given: str, *, root: Path, machine: Machine) -> Iterator[Opened]:
-    """A sampler of the model that `given` names; a local one's memory is free again afterwards."""
+def open_sampler(given: str, *, root: Path, machine: Machine, dtype: Precision | None = None) -> Iterator[Opened]:
+    """A sampler of the model that `given` names; a local one's memory is free again afterwards.
+
+    Its weights are held in `dtype`; None takes what is usual on the machine's device.
+    """
     if ENDPOINT.match(given):
         url, _, name = given.partition("#")
         model = name or _served(url)
@@ -63,9 +65,8 @@ def open_sampler(given: str, *, root: Path, machine: Machine) -> Iterator[Opened
     directory = find_model(given, root)
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    model_, _ = load(directory, device=machine.device)
-    tokenizer = Tokenizer.load(directory)
-    sampler = LocalSampler(model_.eval(), tokenizer, policy=fingerprint(model_), fits=True)
+    sampler = open_local(directory, device=machine.device, dtype=dtype or usual_precision(machine.device), fits=True)
+    tokenizer = sampler.tokenizer
     identity = {"weights": sampler.policy, "tokenizer": tokenizer.fingerprint, "template": tokenizer.chat_template}
     yield Opened(sampler, identity, LOCAL_ROWS)
 

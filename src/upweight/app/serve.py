@@ -29,6 +29,7 @@ from upweight.app.asked import Asked, ChatRequest, TextRequest
 from upweight.app.engine import Engine, Piece, open_engine
 from upweight.core.errors import UserError
 from upweight.core.work import Machine
+from upweight.model.precision import Precision
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DRAINED_BYTES = 64 << 20
@@ -64,11 +65,11 @@ class Refused(Exception):
         self.status, self.message, self.code = status, message, code
 
 
-def serve(given: str, *, root: Path, machine: Machine, config: ServeConfig) -> None:
+def serve(given: str, *, root: Path, machine: Machine, config: ServeConfig, dtype: Precision | None = None) -> None:
     """Serve the model that `given` names until it is stopped; what is being answered may finish within seconds."""
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    engine = open_engine(given, root=root, device=machine.device, rows=min(config.rows, config.concurrent))
+    engine = open_engine(given, root=root, device=machine.device, rows=min(config.rows, config.concurrent), dtype=dtype)
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"{given} at http://{host}:{config.port} (chat page) and http://{host}:{config.port}/v1", flush=True)
     app = make_app(engine, given, config)

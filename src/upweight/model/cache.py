@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from upweight.model.step_graphs import StepGraphs
 
 
+HOST_BYTES = 4 << 30
+"""Memory that a cache may take on a device that does not say what is free."""
+
+
+def cache_room(device: torch.device) -> int:
+    """Bytes that keys and values may take: half of what is free on CUDA, whose other half is for the work itself."""
+    if device.type != "cuda":
+        return HOST_BYTES
+    free = torch.cuda.mem_get_info(device)[0]
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + held) // 2
+
+
 class Cache:
     """Keys and values of `rows` sequences of up to `capacity` tokens.
 

@@ -51,6 +51,7 @@ from upweight.stages import (
 from upweight.synthesize.portions import Portions, Take
 from upweight.synthesize.programs import ProgramDocuments
 from upweight.synthesize.refine import Loop
+from upweight.synthesize.roles import Checkpoint
 from upweight.synthesize.stories import StoryDocuments
 from upweight.text.conversations import ConversationDataset, ConversationFiles
 from upweight.train.optimizer import OptimizerConfig
@@ -204,7 +205,11 @@ def recipe(
     refined = Step(
         "refined",
         refine,
-        refine.Config(problems={"stem.jsonl": of(6_000)}, loop=Loop(drafts=4, draft_limits=ANSWER)),
+        refine.Config(
+            problems={"stem.jsonl": of(6_000)},
+            loop=Loop(drafts=4, draft_limits=ANSWER),
+            drafters=(Checkpoint("model", dtype="bfloat16"),),
+        ),
         {"problems": problems, "model": cold_start},
     )
     chains = Step("chains", reconstruct, reconstruct.Config(), {"refined": refined})
@@ -222,6 +227,8 @@ def recipe(
         pair,
         pair.Config(
             problems={"stem.jsonl": Take(of(8_000), after=of(6_000)), "code.jsonl": of(1_000)},
+            teacher=Checkpoint("teacher", dtype="bfloat16"),
+            student=Checkpoint("student", dtype="bfloat16"),
             teacher_limits=ANSWER,
             student_limits=ANSWER,
         ),
@@ -255,7 +262,7 @@ def recipe(
         kept = Step(
             f"gate_{name}",
             gate,
-            gate.Config(problems=files, reward=measured, limits=ANSWER),
+            gate.Config(problems=files, reward=measured, limits=ANSWER, dtype="bfloat16"),
             {"problems": problems, "model": model},
         )
         config = reinforce.Config(
@@ -290,7 +297,7 @@ def recipe(
     table = Step(
         "evaluation",
         evaluate,
-        evaluate.Config(samples=8, limits=Limits(max_new_tokens=384, temperature=0.6, top_p=0.95)),
+        evaluate.Config(samples=8, limits=Limits(max_new_tokens=384, temperature=0.6, top_p=0.95), dtype="bfloat16"),
         {"problems": problems, **checkpoints},
     )
     page = Step(

@@ -17,6 +17,7 @@ import copy
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,12 @@ from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion
-from upweight.model.language_model import LanguageModel
+from upweight.model.cache import cache_room
+from upweight.model.language_model import LanguageModel, fingerprint, load
 from upweight.model.logprobs import truncate
+from upweight.model.precision import DTYPES, Precision
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 PREFILL_SCORES = 1 << 24
 """Attention scores of one head that reading prompts may take at once; more prompts are read in several passes."""
@@ -67,7 +68,8 @@ class LocalSampler(Sampler):
         tokenizer: its chat template renders conversations.
         batch_rows: completions decoded at once.
         policy: the fingerprint of the weights, written into each completion.
-        cache_bytes: memory for keys and values; where batch_rows long completions need more, fewer run at once.
+        cache_bytes: memory for keys and values; where batch_rows long completions need more, fewer run at once. 0 takes
+            4 GiB, on CUDA half of what is free at each call.
         dtype: what is computed in; None takes the weights' own. "bfloat16" is faster on processors and GPUs that
             multiply it natively, and several times slower on others. The weights of the moment are rounded at each
             call, and log-probabilities are those of the rounded model, some hundredths of a nat from a trainer's.
@@ -83,7 +85,7 @@ class LocalSampler(Sampler):
         *,
         batch_rows: int = 256,
         policy: str = "",
-        cache_bytes: int = 4 << 30,
+        cache_bytes: int = 0,
         dtype: str | None = None,
         raw_logprobs: bool = False,
         fits: bool = False,
@@ -96,7 +98,7 @@ class LocalSampler(Sampler):
         self.policy = policy
         self.cache_bytes = cache_bytes
         self.raw_logprobs = raw_logprobs
-        self.dtype = None if dtype is None else _DTYPES[dtype]
+        self.dtype = None if dtype is None else DTYPES[dtype]
         self.fits = fits
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
@@ -144,6 +146,15 @@ class LocalSampler(Sampler):
         return list(tokens) or [self.tokenizer.end_of_text]
 
 
+def open_local(
+    directory: Path, *, device: str, dtype: Precision = "float32", batch_rows: int = 256, fits: bool = False
+) -> LocalSampler:
+    """A sampler of the checkpoint in `directory`, whose weights are held in `dtype`."""
+    model, _ = load(directory, device=device, dtype=DTYPES[dtype])
+    tokenizer = Tokenizer.load(directory)
+    return LocalSampler(model.eval(), tokenizer, batch_rows=batch_rows, policy=fingerprint(model), fits=fits)
+
+
 class _Run:
     """The state of one call: rows 0, 1, ... of the cache are being decoded, row r making `jobs[r]`.
 
@@ -158,7 +169,8 @@ class _Run:
         self.device = self.model.device
         capacity = max(map(len, prompts)) + limits.max_new_tokens
         total = len(prompts) * count
-        self.rows = max(1, min(sampler.batch_rows, total, sampler.cache_bytes // self.model.cache_bytes(capacity)))
+        room = (sampler.cache_bytes or cache_room(self.device)) // self.model.cache_bytes(capacity)
+        self.rows = max(1, min(sampler.batch_rows, total, room - 1))  # and one that holds a prompt
         self.cache: Any = self.model.new_cache(rows=self.rows + 1, capacity=capacity)
         self.held = _Held()
         self.waiting = deque(_Job(place // count, place % count, place) for place in range(total))

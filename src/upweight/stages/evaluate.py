@@ -17,11 +17,10 @@ from upweight.core.records import Sample
 from upweight.core.work import Estimate, Summary, Work
 from upweight.evals.measure import difference, measure, summary
 from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
-from upweight.model.language_model import fingerprint, load
-from upweight.rollout.local import LocalSampler
+from upweight.model.precision import Precision
+from upweight.rollout.local import open_local
 from upweight.store.artifact import write_whole
 from upweight.store.jsonl import read_jsonl
-from upweight.text.tokenizer import Tokenizer
 from upweight.verify.reward import RewardConfig, open_verifier
 
 PROBLEMS = "problems"
@@ -38,6 +37,7 @@ class Config:
     rewards: how a family is judged; by default its tests, or else its answers.
     limits: how to decode; the seed is derived from the step's own, the same for every checkpoint.
     problems_a_block: problems sampled at once; the result does not depend on it.
+    dtype: what the weights are held in: "bfloat16" is what GPUs are made for.
     """
 
     problems: Mapping[str, str] = field(
@@ -48,6 +48,7 @@ class Config:
     count: int = 0
     limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=256, temperature=1.0))
     problems_a_block: int = 64
+    dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -78,11 +79,8 @@ def _measured(config: Config, work: Work, benchmark: ProblemFile, name: str) -> 
     path = work.out / "samples" / f"{name}.{benchmark.name}.jsonl"
     if path.exists():
         return read_jsonl(path, Sample)
-    source = work.inputs[name] / "model"
-    model, _ = load(source, device=work.machine.device)
-    model.eval()
     return measure(
-        LocalSampler(model, Tokenizer.load(source), policy=fingerprint(model)),
+        open_local(work.inputs[name] / "model", device=work.machine.device, dtype=config.dtype),
         benchmark,
         path,
         limits=replace(config.limits, seed=seed_for(work.seed, benchmark.name)),

@@ -14,6 +14,7 @@ from upweight.core.identity import fingerprint, seed_for
 from upweight.core.protocols import Limits, Sampler
 from upweight.core.records import Problem
 from upweight.core.work import Estimate, Summary, Work
+from upweight.model.precision import Precision
 from upweight.store.artifact import write_whole
 from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
@@ -35,6 +36,7 @@ class Config:
     limits: how to sample; the seed is derived from the step's own.
     enough: stop after the block in which so many are kept; 0 measures all.
     block: problems measured together, and lost at most in a kill.
+    dtype: what the weights are held in: "bfloat16" is what GPUs are made for.
     """
 
     problems: Portions = field(default_factory=lambda: {"stem.jsonl": 0})
@@ -43,6 +45,7 @@ class Config:
     limits: Limits = field(default_factory=lambda: Limits(max_new_tokens=96))
     enough: int = 0
     block: int = 128
+    dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.reward.relative:
@@ -57,7 +60,7 @@ class Config:
 def run(config: Config, work: Work) -> Summary:
     """Write `problems.jsonl` (kept), `dropped.jsonl` (with the reason) and `measured.jsonl` (all)."""
     problems = read_portions(work.inputs["problems"], config.problems)
-    sampler = cast(Checkpoint("model"), work.inputs, work.machine)
+    sampler = cast(Checkpoint("model", dtype=config.dtype), work.inputs, work.machine)
     origin = _origin(sampler, config)
     known = _known(work, origin, config.gate)
     limits = replace(config.limits, seed=seed_for(work.seed, "gate"))

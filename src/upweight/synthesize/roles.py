@@ -12,18 +12,23 @@ from pathlib import Path
 from upweight.core.errors import UserError
 from upweight.core.protocols import Sampler
 from upweight.core.work import Machine
-from upweight.model.language_model import fingerprint, load
-from upweight.rollout.local import LocalSampler
+from upweight.model.precision import Precision
+from upweight.rollout.local import open_local
 from upweight.rollout.remote import RemoteSampler
-from upweight.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model of this run: the input of that name, an artifact with a model/ directory."""
+    """A model of this run: the input of that name, an artifact with a model/ directory.
+
+    Attributes:
+        batch_rows: completions decoded at once.
+        dtype: what the weights are held in: "bfloat16" is what GPUs are made for.
+    """
 
     input: str = "model"
     batch_rows: int = 256
+    dtype: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,4 @@ def cast(part: Part, inputs: Mapping[str, Path], machine: Machine) -> Sampler:
             f"are {', '.join(inputs) or 'none'}. Add it to the step's inputs"
         )
     source = inputs[part.input] / "model"
-    model, _ = load(source, device=machine.device)
-    model.eval()
-    return LocalSampler(model, Tokenizer.load(source), batch_rows=part.batch_rows, policy=fingerprint(model))
+    return open_local(source, device=machine.device, dtype=part.dtype, batch_rows=part.batch_rows)

@@ -14,8 +14,8 @@ from upweight.core.protocols import Limits, Sampler, Verifier
 from upweight.core.records import Completion, Problem, Verdict
 from upweight.core.work import Machine
 from upweight.model.heads import ScalarHead
-from upweight.model.language_model import fingerprint, load
-from upweight.rollout.local import LocalSampler
+from upweight.model.precision import Precision
+from upweight.rollout.local import open_local
 from upweight.rollout.sandbox import Sandbox, SandboxLimits
 from upweight.text.tokenizer import Tokenizer
 from upweight.verify.answers import AnswerVerifier
@@ -89,6 +89,7 @@ class RewardConfig:
     judge: who plays the agent or the judge: a sampler of plain values, or an endpoint's description; None takes the
         model of the input "judge".
     judge_limits: how it decodes a turn.
+    judge_dtype: what the weights of the input "judge" are held in: "bfloat16" is what GPUs are made for.
     """
 
     kind: Literal["answer", "code", "gym", "check", "agent", "preference", "judge"] = "answer"
@@ -100,6 +101,7 @@ class RewardConfig:
     seconds: float = 600.0
     judge: Sampler | Opener | None = None
     judge_limits: Limits = Limits(max_new_tokens=2048, temperature=0.0)  # noqa: RUF009 - frozen
+    judge_dtype: Precision = "float32"
 
     @property
     def relative(self) -> bool:
@@ -161,6 +163,4 @@ def _judge(config: RewardConfig, inputs: Mapping[str, Path], machine: Machine) -
             f'reward kind "{config.kind}" needs a language model: give the step an input named "judge", an artifact '
             "with a model, or name one in RewardConfig.judge"
         )
-    source = inputs["judge"] / "model"
-    model, _ = load(source, device=machine.device)
-    return LocalSampler(model.eval(), Tokenizer.load(source), policy=fingerprint(model))
+    return open_local(inputs["judge"] / "model", device=machine.device, dtype=config.judge_dtype)

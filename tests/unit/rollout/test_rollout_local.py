@@ -1,6 +1,7 @@
 """The local sampler: the distribution it draws from, streams of its own, stops, and room made at once."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
 from upweight.model.transformer import ModelConfig, Transformer, make_model
-from upweight.rollout.local import LocalSampler, draw
+from upweight.model.weights import save
+from upweight.rollout.local import LocalSampler, draw, open_local
 from upweight.text.chat import CHATML, render
 from upweight.text.tokenizer import Tokenizer
 
@@ -151,3 +153,20 @@ def test_nothing_asked_nothing_sampled(model: Transformer, tokenizer: Tokenizer)
     sampler = LocalSampler(model, tokenizer)
     assert sampler.sample([], count=3, limits=Limits(4)) == []
     assert sampler.sample(["1"], count=0, limits=Limits(4)) == [[]]
+
+
+def test_a_checkpoint_is_opened_in_the_precision_asked_for(
+    model: Transformer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """bfloat16 stays within what 8 bits of a number allow of float32, and is not float32."""
+    save(model, tmp_path)
+    tokenizer.save(tmp_path)
+    exact, rounded = (open_local(tmp_path, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert rounded.model.unembedding.dtype == torch.bfloat16
+    assert exact.policy == open_local(tmp_path, device="cpu").policy != rounded.policy
+    greedy = Limits(1, temperature=0.0)
+    assert len(rounded.sample(["1 and"], count=1, limits=greedy)[0][0].tokens) == 1
+    tokens = torch.tensor([tokenizer.encode("1 and 2 make")])
+    with torch.no_grad():
+        one, other = (sampler.model.logits(sampler.model(tokens)).float() for sampler in (exact, rounded))
+    assert 0 < float((one - other).abs().max()) < 0.1

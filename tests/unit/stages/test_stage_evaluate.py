@@ -2,9 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "app"))
 from tiny_checkpoint import tiny_checkpoint
@@ -14,6 +17,7 @@ from upweight.core.protocols import Limits
 from upweight.core.work import Estimate, Work
 from upweight.evals.estimators import avg_at_k
 from upweight.evals.measure import Sample, by_problem
+from upweight.rollout.local import LocalSampler, open_local
 from upweight.stages import evaluate
 from upweight.store.jsonl import read_jsonl
 
@@ -42,6 +46,19 @@ def test_the_table(work: Work) -> None:
     samples = read_jsonl(work.out / "samples" / "sft.stem.jsonl", Sample)
     assert len(samples) == 4 * 3
     assert table["rows"][1]["mean"] == round(avg_at_k(list(by_problem(samples).values())).mean, 6)
+
+
+def test_checkpoints_are_opened_in_the_precision_of_the_config(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[torch.dtype] = []
+
+    def recording(directory: Path, **options: Any) -> LocalSampler:
+        sampler = open_local(directory, **options)
+        opened.append(sampler.model.unembedding.dtype)
+        return sampler
+
+    monkeypatch.setattr(evaluate, "open_local", recording)
+    evaluate.run(replace(CONFIG, dtype="bfloat16"), work)
+    assert opened == [torch.bfloat16] * 2
 
 
 def test_resumed_by_file_with_the_same_bytes(work: Work) -> None:
