@@ -60,6 +60,6 @@ def find_benchmark(given: str, setting: Setting) -> Benchmark:
         verifier = verifiers[kind_of(read_problems(path), path)]
         return ProblemFile(path.stem, path, verifier, samples=setting.samples or FILE_SAMPLES)
     raise UserError(
-        f"there is no benchmark and no file {name!r}{suggestion(name, benchmark_names())} What can be named: "
-        f"{', '.join(benchmark_names())}, a file of problems (.jsonl), or a benchmark of your own (.py)"
+        f"there is no benchmark and no file {name!r}{suggestion(name, benchmark_names())}. "
+        "A file of problems (.jsonl) or a benchmark of your own (.py) can be named as well"
     )
