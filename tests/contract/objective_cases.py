@@ -21,7 +21,7 @@ from upweight.core.work import Machine
 from upweight.model.heads import ScalarHead
 from upweight.model.transformer import ModelConfig, Transformer, make_model
 from upweight.objectives.bradley_terry import BradleyTerry, RankedBatch
-from upweight.objectives.dpd import Dpd, EncodedPair, pair_batch
+from upweight.objectives.dpd import Dpd, EncodedPair, PairBatch, pair_batch
 from upweight.objectives.grpo import Grpo
 from upweight.objectives.next_token import NextToken
 from upweight.objectives.tag_scores import UNSCORED, TagBatch, TagScores
@@ -154,8 +154,17 @@ def _narrow(chosen: Sequence[Any], row: int) -> Any:
     )
 
 
+def _alone(chosen: Sequence[EncodedPair], row: int) -> PairBatch:
+    return pair_batch(chosen, row, share_prompts=False)
+
+
+def _mixed(chosen: Sequence[EncodedPair], row: int) -> PairBatch:
+    """Prompts shared in wide rows, and each member with a prompt of its own in narrow ones."""
+    return pair_batch(chosen, row, share_prompts=row > 64)
+
+
 def _ranked(chosen: Sequence[EncodedPair], row: int) -> RankedBatch:
-    batch = pair_batch(chosen, row)
+    batch = _alone(chosen, row)
     return RankedBatch(batch.sequences, batch.chosen, batch.rejected)
 
 
@@ -178,7 +187,8 @@ def cases() -> dict[str, Case]:
     return {
         "NextToken": Case(NextToken(), small, documents, packed),
         "NextToken z": Case(NextToken(z_loss=0.1), small, documents, packed),
-        "Dpd": Case(Dpd(small(5, 24)), small, _pairs(), pair_batch),
+        "Dpd": Case(Dpd(small(5, 24)), small, _pairs(), _alone),
+        "Dpd sharing prompts": Case(Dpd(small(5, 24)), small, _pairs(), _mixed),
         "Dpd sums": Case(Dpd(small(5, 24), normalise="sequence", direction="reverse"), small, _pairs(), pair_batch),
         "Dpd on negatives": Case(Dpd(small(5), sequence=0.0, positive=0.0), small, _pairs(), pair_batch),
         "Grpo": Case(Grpo(), small, completions, _rollouts),

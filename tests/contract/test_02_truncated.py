@@ -23,7 +23,7 @@ def test_a_truncated_completion_changes_nothing(name: str) -> None:
     junk = Completion(tuple(range(9)), (-3.0,) * 9, "", "end", "test")
     items = [*case.items, ((1, 2), junk, 5.0)]
     with_junk = case.make(items, 256)
-    masked = replace(with_junk, truncated=torch.tensor([False] * len(case.items) + [True]))
+    masked = replace(with_junk, truncated=torch.arange(1, 1 + len(with_junk.truncated)) == len(with_junk.truncated))
     expected, expected_weights = one_step(case, [whole])
     report, weights = one_step(case, [masked])
     assert difference(weights, expected_weights) < 2e-5

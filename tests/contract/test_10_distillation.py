@@ -97,8 +97,9 @@ def test_pairs_that_prefer_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="empty prompt"):
         EncodedPair((), (2, 3), (2,))
     batch = pair_batch(ITEMS, 64)
-    nothing = replace(batch.sequences, weights=batch.sequences.weights * (batch.sequences.segments != 3))
-    with pytest.raises(UserError, match=r"sequences \[3\] .* empty response"):
+    last = int(batch.rejected[-1])
+    nothing = replace(batch.sequences, weights=batch.sequences.weights * (batch.sequences.segments != last))
+    with pytest.raises(UserError, match=rf"sequences \[{last}\] .* empty response"):
         Dpd(small(5))(small(), replace(batch, sequences=nothing))
     with pytest.raises(UserError, match="no log-probabilities under the reference"):
         Dpd(small(5))(small(), pair_batch([EncodedPair((1,), (2,), (3,))], 64))

@@ -10,7 +10,7 @@ Axis legend, used in every shape of the package:
     group     completions of one problem
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -81,6 +81,11 @@ class TokenBatch:
         Padding stands behind the sequence of its row, so that no token of it looks there.
         """
         return None if self.one_a_row else self.segments
+
+    def read_by(self, model: Callable[..., Float[Tensor, "row time width"]]) -> Float[Tensor, "row time width"]:
+        """The model's hidden states. One that takes no shared prompts need not know of `prefixes`."""
+        shared = {} if self.prefixes is None else {"prefixes": self.prefixes}
+        return model(self.tokens, self.positions, self.attended, **shared)
 
     @property
     def token_count(self) -> int:

@@ -3,7 +3,7 @@
 A sequence t_0 ... t_{n-1} becomes a strip of n places: place j reads t_j and predicts t_{j+1}. Its last place predicts
 nothing, unless the strip is a piece of a longer document whose next token is known.
 
-Several continuations of one prompt can share it: see `branches`.
+Several continuations of one prompt can share it: see `bundles`.
 """
 
 import bisect
@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Int64
-from torch import Tensor
+from jaxtyping import Float32, Int64
 
 from upweight.core.batches import PADDING, TokenBatch
 
@@ -37,6 +36,14 @@ def strip(tokens: Sequence[int], trained: Sequence[bool] | Sequence[float]) -> S
     return Strip(read, targets, weights)
 
 
+class Continuation(NamedTuple):
+    """What follows a prompt, with the loss weight of predicting each of its tokens."""
+
+    prompt: Sequence[int]
+    tokens: Sequence[int]
+    weights: Sequence[float]
+
+
 def branches(prompt: Sequence[int], continuations: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[Strip]:
     """Continuations of one prompt that read it once: a strip of the prompt, then one for each of them.
 
@@ -53,6 +60,25 @@ def branches(prompt: Sequence[int], continuations: Sequence[tuple[Sequence[int],
         strip(prompt[:-1], [0.0] * (len(prompt) - 1)),
         *(strip((prompt[-1], *tokens), (0.0, *weights)) for tokens, weights in continuations),
     ]
+
+
+def bundles(items: Sequence[Continuation], most: int) -> list[list[int]]:
+    """Neighbours with one prompt together, which they then share: as many as take at most `most` places."""
+    found: list[list[int]] = []
+    for index, item in enumerate(items):
+        last = [items[other] for other in found[-1]] if found else []
+        if last and last[0].prompt == item.prompt and len(item.prompt) > 1 and places_of([*last, item]) <= most:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found
+
+
+def places_of(bundle: Sequence[Continuation]) -> int:
+    """Places that a bundle takes: a lone continuation its prompt too, several share the prompt's all but last token."""
+    if len(bundle) == 1:
+        return len(bundle[0].prompt) + len(bundle[0].tokens)
+    return len(bundle[0].prompt) - 1 + sum(1 + len(item.tokens) for item in bundle)
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -132,10 +158,26 @@ def pack(strips: Sequence[Strip], capacity: int) -> TokenBatch:
     return lay(strips, best_fit([len(part.tokens) for part in strips], max(capacity, longest)))
 
 
-def sequence_sums(
-    values: Float[Tensor, "row time"], segments: Int[Tensor, "row time"], count: int
-) -> Float[Tensor, " sequence"]:
-    """`values` summed over the tokens of each of `count` sequences; what stands on padding is left out."""
-    flat = segments.reshape(-1)
-    sums = values.new_zeros(count + 1)  # the last place takes the padding
-    return sums.index_add(0, torch.where(flat == PADDING, count, flat), values.reshape(-1))[:count]
+def pack_bundles(
+    parts: Sequence[Sequence[Continuation]], capacity: int = 1
+) -> tuple[TokenBatch, Int64[np.ndarray, " item"]]:
+    """The continuations of all bundles in one batch, and which sequence each of them is.
+
+    Where a prompt is shared all stand in one row: attention costs no more there, and no place is padding. Otherwise
+    they are packed into rows of `capacity` places, or of as many as the longest takes where that is more.
+    """
+    strips: list[Strip] = []
+    follows: dict[int, int] = {}
+    sequences: list[int] = []
+    for part in parts:
+        first = len(strips)
+        if len(part) == 1:
+            ((prompt, tokens, weights),) = part
+            strips.append(strip((*prompt, *tokens), (*[0.0] * len(prompt), *weights)))
+            sequences.append(first)
+            continue
+        strips += branches(part[0].prompt, [(item.tokens, item.weights) for item in part])
+        sequences += range(first + 1, len(strips))
+        follows |= dict.fromkeys(range(first + 1, len(strips)), first)
+    batch = lay(strips, [list(range(len(strips)))], follows=follows) if follows else pack(strips, capacity)
+    return batch, np.array(sequences, dtype=np.int64)

@@ -20,7 +20,8 @@ is missing, of another vocabulary, NaN, constant or the policy itself is an erro
 """
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from torch.nn.functional import logsigmoid
 
 from upweight.core.batches import Loss, TokenBatch
 from upweight.core.errors import UserError
-from upweight.core.packing import pack, strip
+from upweight.core.packing import Continuation, bundles, pack_bundles
 from upweight.core.protocols import Objective
 from upweight.model.divergence import CachedTeacher, Direction, LiveTeacher, chunked_kl, scored_kl
 from upweight.model.logprobs import token_logprobs
@@ -81,12 +82,13 @@ class EncodedPair:
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    """Preference pairs whose sequences (prompt and response) are packed.
+    """Preference pairs whose sequences (prompt and response) are packed. A prompt that both members share is read once.
 
     Attributes:
         sequences: loss weights mark the response tokens.
         chosen, rejected: the sequence of each pair's members; -1 where the batch does not hold it.
-        reference: log-probability of each sequence's response under the reference, in nats; nan where not computed.
+        reference: log-probability of each sequence's response under the reference, in nats; nan where not computed, and
+            0 for a shared prompt, which is a sequence of its own.
         cached: a stored teacher at the response tokens, in the order of the batch; None where the teacher is live.
         taught: at which response tokens `cached` has a distribution; None at all of them.
     """
@@ -117,42 +119,53 @@ class PairBatch:
 
 
 def pair_batch(
-    pairs: Sequence[EncodedPair], row_tokens: int, signal: Signal | None = None, members: Members = "both"
+    pairs: Sequence[EncodedPair],
+    row_tokens: int,
+    signal: Signal | None = None,
+    members: Members = "both",
+    *,
+    share_prompts: bool = True,
 ) -> PairBatch:
     """The pairs as one packed batch: pair by pair the chosen member, then the rejected one.
 
     Args:
-        row_tokens: places of a row; rows are longer where a member is.
+        row_tokens: places of a row where nothing is shared; rows are longer where a member is.
         signal: where a teacher was stored; UserError where it knows nothing of a member.
         members: which of them are read; `Dpd.members` says what an objective needs.
+        share_prompts: read a prompt once for the members that follow it, all in one row; the same loss and gradient, up
+            to rounding. For policies and teachers that take `prefixes`.
     """
     if not pairs:
         raise UserError("a batch of no pairs: there is nothing to prefer")
-    held: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    held: list[Continuation] = []
     reference = []
     for pair in pairs:
         if members != "rejected":
-            held.append((pair.prompt, pair.chosen))
+            held.append(Continuation(pair.prompt, pair.chosen, [1.0] * len(pair.chosen)))
             reference.append(pair.reference_chosen)
         if members != "chosen":
-            held.append((pair.prompt, pair.rejected))
+            held.append(Continuation(pair.prompt, pair.rejected, [1.0] * len(pair.rejected)))
             reference.append(pair.reference_rejected)
-    strips = [strip((*one, *told), [False] * len(one) + [True] * len(told)) for one, told in held]
-    sequences = pack(strips, row_tokens)
-    cached, taught = (None, None) if signal is None else _stored(held, sequences, signal)
-    numbers = torch.arange(len(pairs)) * (2 if members == "both" else 1)
-    absent = torch.full_like(numbers, -1)
-    chosen = absent if members == "rejected" else numbers
-    rejected = {"both": numbers + 1, "chosen": absent, "rejected": numbers}[members]
-    return PairBatch(sequences, chosen, rejected, torch.tensor(reference, dtype=torch.float64), cached, taught)
+    shared = bundles(held, sys.maxsize) if share_prompts else [[index] for index in range(len(held))]
+    sequences, owned = pack_bundles([[held[index] for index in bundle] for bundle in shared], row_tokens)
+    places = torch.from_numpy(owned)
+    by_sequence = torch.zeros(int(sequences.segments.max()) + 1, dtype=torch.float64)
+    by_sequence[places] = torch.tensor(reference, dtype=torch.float64)
+    cached, taught = (None, None)
+    if signal is not None:
+        cached, taught = _stored(dict(zip(owned.tolist(), held, strict=True)), sequences, signal)
+    absent = torch.full((len(pairs),), -1)
+    chosen = absent if members == "rejected" else places[:: 2 if members == "both" else 1]
+    rejected = {"both": places[1::2], "chosen": absent, "rejected": places}[members]
+    return PairBatch(sequences, chosen, rejected, by_sequence, cached, taught)
 
 
 def _stored(
-    held: Sequence[tuple[Sequence[int], Sequence[int]]], sequences: TokenBatch, signal: Signal
+    held: Mapping[int, Continuation], sequences: TokenBatch, signal: Signal
 ) -> tuple[CachedTeacher, Bool[Tensor, " n"] | None]:
-    """What is stored of every response token, in the order in which the rows hold them."""
+    """What is stored of every response token, in the order in which the rows hold them; `held` by sequence."""
     owners = sequences.segments[sequences.weights > 0].unique_consecutive().tolist()
-    read = [signal.read(*held[owner]) for owner in owners]
+    read = [signal.read(held[owner].prompt, held[owner].tokens) for owner in owners]
     tokens, logprobs, rest = (
         torch.from_numpy(np.concatenate(parts)) for parts in zip(*(one[:3] for one in read), strict=True)
     )
@@ -261,7 +274,7 @@ class Dpd(Objective):
             if self.members in ("both", name) and bool((members < 0).any()):
                 raise UserError(f"the batch does not hold the {name} responses that the loss is over: see pair_batch")
         reference = _known(batch.reference) if self.sequence else batch.reference
-        hidden = policy(sequences.tokens, sequences.positions, sequences.attended)[trained]
+        hidden = sequences.read_by(policy)[trained]
         targets = sequences.targets[trained]
         logprobs = divergence = None
         if self.positive or self.negative:
@@ -365,7 +378,7 @@ class Dpd(Objective):
             )
         sequences = batch.sequences
         with torch.no_grad():
-            hidden = self.teacher(sequences.tokens, sequences.positions, sequences.attended)
+            hidden = sequences.read_by(self.teacher)
             live = LiveTeacher(hidden[sequences.weights > 0][kept], self.teacher.unembedding)
         _check_live(live, policy.unembedding.shape[0], self.vocabulary)
         return live
@@ -396,7 +409,9 @@ def _known(reference: Tensor) -> Tensor:
 
 
 def _check_responses(lengths: Tensor, batch: PairBatch) -> None:
-    empty = (lengths == 0).nonzero()[:, 0].tolist()
+    members = torch.cat((batch.chosen, batch.rejected))
+    members = members[members >= 0]
+    empty = members[lengths[members] == 0].tolist()
     if empty:
         raise UserError(
             f"the sequences {empty[:10]} of a batch of {len(batch.chosen)} pairs have an empty response (no trained "

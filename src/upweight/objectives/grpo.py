@@ -7,6 +7,9 @@
 Sums go over the completion tokens of all completions that ended by themselves. A truncated completion is in neither the
 total nor the weight nor any figure; only its reward enters its group's mean, unless that too is turned off.
 
+A completion whose advantage is 0, because its group agrees, counts in the weight and adds nothing to the total whatever
+its ratio is. So it is not read at all: late in a stage that is most of them.
+
 Shao et al., arXiv 2402.03300 (groups); Yu et al., arXiv 2503.14476 (token-level sum, two clip bounds); Liu et al.,
 arXiv 2503.20783 (no division by the spread, nor by the length, both of which bias); arXiv 2512.06266, section 5 (no KL,
 truncated completions masked).
@@ -24,9 +27,11 @@ so that no token is lost to the clip and none counts more than `truncation` time
 equation 1; Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,7 +39,7 @@ from torch import Tensor
 
 from upweight.core.batches import Loss, TokenBatch
 from upweight.core.errors import Refusal, UserError
-from upweight.core.packing import Strip, best_fit, branches, lay, strip
+from upweight.core.packing import Continuation, best_fit, bundles, pack_bundles, places_of
 from upweight.core.protocols import Objective
 from upweight.core.records import Completion
 from upweight.model.logprobs import token_logprobs
@@ -44,6 +49,19 @@ Sampled = (
 )
 """A prompt's tokens, a completion of it, and its advantage; in an episode with tools also which of the completion's
 tokens the policy wrote. The others (what a tool returned) are read and never trained on."""
+
+
+class Idle(NamedTuple):
+    """Completions whose advantage is 0 and which are not read.
+
+    Attributes:
+        completions, tokens: how many, of those that count.
+        nll: the negative log-probability of these tokens as they were sampled, in nats.
+    """
+
+    completions: int = 0
+    tokens: int = 0
+    nll: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,7 @@ class RolloutBatch:
         logprobs: of each target as it was sampled, in nats; 0 where the target was not sampled.
         truncated: sequences that the length limit cut off.
         fresh: whether the policy has not been updated since it sampled these.
+        idle: what counts in the weight besides, and is not read.
     """
 
     sequences: TokenBatch
@@ -63,6 +82,7 @@ class RolloutBatch:
     logprobs: Float[Tensor, "row time"]
     truncated: Bool[Tensor, " sequence"]
     fresh: bool = True
+    idle: Idle = field(default_factory=Idle)
 
     @property
     def token_count(self) -> int:
@@ -77,6 +97,7 @@ class RolloutBatch:
             self.logprobs.to(device),
             self.truncated.to(device),
             self.fresh,
+            self.idle,
         )
 
 
@@ -155,18 +176,17 @@ class Grpo(Objective):
     def __call__(self, policy: Any, batch: RolloutBatch) -> Loss:
         """The clipped loss summed over completion tokens; the weight is the number of tokens (or of completions).
 
-        Logged: `ratio`, `clip_share` (tokens whose gradient the clip stops, or whose weight is truncated),
-        `sampled_nll` (nats a token, an estimate of the entropy), `sampler_kl` (nats a token, an estimate of
-        KL(sampler || policy), arXiv 2402.03300 equation 4) as means over tokens; `logprob_difference` and
-        `largest_ratio` as the largest.
+        Logged as means over all tokens: `clip_share` (tokens whose gradient the clip stops, or whose weight is
+        truncated) and `sampled_nll` (nats a token, an estimate of the entropy). Over those that have an advantage:
+        `ratio` and `sampler_kl` (nats a token, an estimate of KL(sampler || policy), arXiv 2402.03300 equation 4) as
+        means, `logprob_difference` and `largest_ratio` as the largest.
         """
-        sequences = batch.sequences
-        whole = ~batch.truncated[sequences.segments.clamp(min=0)]
-        trained = (sequences.weights > 0) & whole
+        sequences, idle = batch.sequences, batch.idle
+        of_sequence = sequences.segments.clamp(min=0)
+        counted = (sequences.weights > 0) & ~batch.truncated[of_sequence]
+        trained = counted & (batch.advantages[of_sequence] != 0)
         owner = sequences.segments[trained]
-        # what takes no shared prompts need not know of them
-        shared = {} if sequences.prefixes is None else {"prefixes": sequences.prefixes}
-        hidden = policy(sequences.tokens, sequences.positions, sequences.attended, **shared)[trained]
+        hidden = sequences.read_by(policy)[trained]
         logprobs = token_logprobs(
             hidden,
             policy.unembedding,
@@ -190,16 +210,18 @@ class Grpo(Objective):
             clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
             per_token = -torch.minimum(ratio * advantage, clipped * advantage)
             stopped = (ratio * advantage > clipped * advantage).detach()
-        tokens = per_token.new_tensor(per_token.numel())
+        read = per_token.new_tensor(per_token.numel())
+        tokens = counted.sum().to(read.dtype) + idle.tokens
         total, weight = per_token.sum(), tokens
         if self.normalise == "sequence":
-            lengths = tokens.new_zeros(len(batch.truncated)).index_add(0, owner, torch.ones_like(sampled))
-            total, weight = (per_token / lengths[owner]).sum(), (lengths > 0).sum().to(tokens.dtype)
+            lengths = read.new_zeros(len(batch.truncated)).index_add(0, owner, torch.ones_like(sampled))
+            total = (per_token / lengths[owner]).sum()
+            weight = read.new_tensor(len(sequences.segments[counted].unique()) + idle.completions)
         terms = {
-            "ratio": Loss(ratio.detach().sum(), tokens),
-            "clip_share": Loss(stopped.to(tokens.dtype).sum(), tokens),
-            "sampled_nll": Loss(-sampled.sum(), tokens),
-            "sampler_kl": Loss((ratio - 1 - difference).detach().sum(), tokens),
+            "ratio": Loss(ratio.detach().sum(), read),
+            "clip_share": Loss(stopped.to(read.dtype).sum(), tokens),
+            "sampled_nll": Loss(idle.nll - batch.logprobs[counted].sum(), tokens),
+            "sampler_kl": Loss((ratio - 1 - difference).detach().sum(), read),
         }
         highest = ratio.detach().max() if ratio.numel() else largest
         return Loss(total, weight, terms, {"logprob_difference": largest, "largest_ratio": highest})
@@ -207,14 +229,16 @@ class Grpo(Objective):
     def batches(
         self, completions: Sequence[Sampled], *, row_tokens: int, fresh: bool = True, share_prompts: bool = True
     ) -> list[RolloutBatch]:
-        """Completions as packed microbatches of about `row_tokens` tokens each. Truncated ones are left out, unless
-        `mask_truncated` is off.
+        """Completions as packed microbatches of about `row_tokens` tokens each.
+
+        Truncated ones are left out, unless `mask_truncated` is off, and those whose advantage is 0 are only counted.
 
         Args:
             share_prompts: read a prompt once for the completions of it that follow each other and fit a microbatch;
                 the same loss and gradient, up to rounding. For policies that take `prefixes`.
 
-        Never empty: where all are truncated one batch of weight 0 comes back, and the trainer skips the step.
+        Never empty: where all are truncated one batch of weight 0 comes back, and the trainer skips the step. Where no
+        advantage differs from 0, one comes back that reads nothing.
         """
         whole = [item for item in completions if item[1].tokens and not (self.mask_truncated and item[1].truncated)]
         for completion in (item[1] for item in whole):
@@ -223,30 +247,14 @@ class Grpo(Objective):
                     f"a completion by {completion.policy!r} has no log-probabilities: GRPO needs those of the "
                     "distribution that was sampled from; use a sampler that reports them"
                 )
-        bundles = _bundles(whole, row_tokens) if share_prompts else [[item] for item in whole]
-        lengths = [_length(bundle) for bundle in bundles]
+        idle = _idle([item for item in whole if float(item[2]) == 0])
+        whole = [item for item in whole if float(item[2]) != 0]
+        read = [Continuation(item[0], item[1].tokens, _weights(item)) for item in whole]
+        shared = bundles(read, row_tokens) if share_prompts else [[index] for index in range(len(read))]
+        lengths = [places_of([read[index] for index in bundle]) for bundle in shared]
         groups = best_fit(lengths, max([row_tokens, *lengths])) or [[]]
-        return [_batch([bundles[index] for index in sorted(group)], fresh) for group in groups]
-
-
-def _bundles(items: Sequence[Sampled], row_tokens: int) -> list[list[Sampled]]:
-    """Neighbours with one prompt together, as many as fit `row_tokens`."""
-    bundles: list[list[Sampled]] = []
-    for item in items:
-        last = bundles[-1] if bundles else []
-        if last and last[0][0] == item[0] and len(item[0]) > 1 and _length([*last, item]) <= row_tokens:
-            last.append(item)
-        else:
-            bundles.append([item])
-    return bundles
-
-
-def _length(bundle: Sequence[Sampled]) -> int:
-    """Places that a bundle takes: a lone completion its prompt too, several share the prompt's all but last token."""
-    prompt = bundle[0][0]
-    if len(bundle) == 1:
-        return len(prompt) + len(bundle[0][1].tokens)
-    return len(prompt) - 1 + sum(1 + len(item[1].tokens) for item in bundle)
+        batches = [_batch(whole, read, [shared[index] for index in sorted(group)], fresh) for group in groups]
+        return [replace(batches[0], idle=idle), *batches[1:]]
 
 
 def _weights(item: Sampled) -> list[float]:
@@ -254,33 +262,29 @@ def _weights(item: Sampled) -> list[float]:
     return [1.0] * len(item[1].tokens) if len(item) == 3 else [float(wrote) for wrote in item[3]]
 
 
-def _batch(bundles: Sequence[Sequence[Sampled]], fresh: bool) -> RolloutBatch:
-    """One batch. Shared prompts stand in one row, where attention costs no more and no place is padding."""
-    strips: list[Strip] = []
-    sampled: list[Strip] = []
-    advantages: list[float] = []
-    follows: dict[int, int] = {}
-    for bundle in bundles:
-        prompt, first = bundle[0][0], len(strips)
-        if len(bundle) == 1:
-            completion = bundle[0][1]
-            tokens, known = (*prompt, *completion.tokens), [0.0] * len(prompt)
-            strips.append(strip(tokens, known + _weights(bundle[0])))
-            sampled.append(strip(tokens, known + list(completion.logprobs)))
-            advantages.append(float(bundle[0][2]))
-            continue
-        strips += branches(prompt, [(item[1].tokens, _weights(item)) for item in bundle])
-        sampled += branches(prompt, [(item[1].tokens, item[1].logprobs) for item in bundle])
-        advantages += [0.0, *(float(item[2]) for item in bundle)]
-        follows |= dict.fromkeys(range(first + 1, len(strips)), first)
-    lengths = [len(part.tokens) for part in strips]
-    rows = [list(range(len(strips)))] if follows else best_fit(lengths, max(lengths, default=1))
+def _idle(items: Sequence[Sampled]) -> Idle:
+    """What is counted of completions that are not read."""
+    sampled = [
+        logprob
+        for item in items
+        for logprob, weight in zip(item[1].logprobs, _weights(item), strict=True)
+        if weight > 0
+    ]
+    return Idle(sum(any(_weights(item)) for item in items), len(sampled), -math.fsum(sampled))
+
+
+def _batch(
+    items: Sequence[Sampled], read: Sequence[Continuation], shared: Sequence[Sequence[int]], fresh: bool
+) -> RolloutBatch:
+    """One batch of those `items`, as they are `read`, that are named by bundles."""
+    sequences, places = pack_bundles([[read[index] for index in bundle] for bundle in shared])
+    sampled = [[read[index]._replace(weights=items[index][1].logprobs) for index in bundle] for bundle in shared]
+    count = max(1, int(sequences.segments.max()) + 1)
+    advantages = torch.zeros(count)
+    for place, index in zip(places.tolist(), chain.from_iterable(shared), strict=True):
+        advantages[place] = float(items[index][2])
     return RolloutBatch(
-        lay(strips, rows, follows=follows),
-        torch.tensor(advantages or [0.0]),
-        lay(sampled, rows, follows=follows).weights,
-        torch.zeros(max(1, len(strips)), dtype=torch.bool),
-        fresh,
+        sequences, advantages, pack_bundles(sampled)[0].weights, torch.zeros(count, dtype=torch.bool), fresh
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 
 from upweight.core.errors import UserError
-from upweight.core.packing import sequence_sums
 from upweight.core.records import Pair
 from upweight.core.work import Monitor, Silent
 from upweight.model.language_model import LanguageModel
@@ -56,12 +55,15 @@ def referenced(
             part = pairs[start : start + pairs_a_batch]
             batch = pair_batch(part, row_tokens).to(next(model.parameters()).device)
             sequences = batch.sequences
-            hidden = model(sequences.tokens, sequences.positions, sequences.attended)
-            logprobs = token_logprobs(hidden, model.unembedding, sequences.targets) * sequences.weights
-            sums = sequence_sums(logprobs, sequences.segments, len(batch.reference)).tolist()
+            response = sequences.weights > 0
+            hidden = sequences.read_by(model)[response]
+            logprobs = token_logprobs(hidden, model.unembedding, sequences.targets[response])
+            sums = logprobs.new_zeros(len(batch.reference)).index_add(0, sequences.segments[response], logprobs)
             done += [
-                replace(pair, reference_chosen=sums[2 * index], reference_rejected=sums[2 * index + 1])
-                for index, pair in enumerate(part)
+                replace(pair, reference_chosen=one, reference_rejected=other)
+                for pair, one, other in zip(
+                    part, sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True
+                )
             ]
             bar.advance(len(part))
     return done

@@ -1,11 +1,20 @@
-"""Packing: best fit by hand, what a row holds, and sums over sequences."""
+"""Packing: best fit by hand, what a row holds, and which continuations share a prompt."""
 
 import numpy as np
 import pytest
-import torch
 
 from upweight.core.batches import PADDING
-from upweight.core.packing import best_fit, branches, lay, pack, sequence_sums, strip
+from upweight.core.packing import (
+    Continuation,
+    best_fit,
+    branches,
+    bundles,
+    lay,
+    pack,
+    pack_bundles,
+    places_of,
+    strip,
+)
 
 
 def test_best_fit_by_hand() -> None:
@@ -32,7 +41,6 @@ def test_a_row_by_hand() -> None:
     assert batch.targets.tolist() == [[6, 0, 8, 9, 0, 0]]
     assert batch.weights.tolist() == [[1, 0, 1, 0, 0, 0]]  # 6 and 8 are trained; the first token of none
     assert batch.token_count == 5
-    assert sequence_sums(batch.weights * 3, batch.segments, 2).tolist() == [3, 3]
 
 
 def test_odd_shapes() -> None:
@@ -42,8 +50,6 @@ def test_odd_shapes() -> None:
         lay([strip([1, 2, 3], [True] * 3)], [[0]], 2)
     with pytest.raises(ValueError, match="one each"):
         strip([1, 2], [True])
-    padded = sequence_sums(torch.ones(1, 2), torch.full((1, 2), PADDING), 1)
-    assert padded.tolist() == [0]
 
 
 def test_branches_by_hand() -> None:
@@ -59,6 +65,24 @@ def test_branches_by_hand() -> None:
     assert batch.weights.tolist() == [[0, 0, 1, 0.5, 0, 1, 0, 0]]
     assert batch.to("cpu").prefixes is not None
     assert lay(strips, [[0, 1, 2]], 8).prefixes is None
+
+
+def test_neighbours_of_one_prompt_are_bundled_as_far_as_they_fit() -> None:
+    items = [Continuation(prompt, tokens, [1.0] * len(tokens)) for prompt, tokens in (
+        ((1, 2), (3,)), ((1, 2), (3, 3)), ((1, 2), (3, 3, 3)), ((5,), (6,)), ((5,), (7,)), ((1, 2), (4,)),
+    )]  # fmt: skip
+    # the first two take 1 + (1 + 1) + (1 + 2) = 6 places, with the third 10; a prompt of one token is not shared
+    assert bundles(items, 8) == [[0, 1], [2], [3], [4], [5]]
+    assert bundles(items, 10) == [[0, 1, 2], [3], [4], [5]]
+    assert places_of(items[:2]) == 6
+    assert places_of(items[2:3]) == 5
+    batch, sequences = pack_bundles([items[:2], items[3:4]])
+    assert batch.tokens.tolist() == [[1, 2, 3, 2, 3, 3, 5, 6]]  # one row, since some share
+    assert sequences.tolist() == [1, 2, 3]  # 0 is the prompt
+    assert batch.weights.tolist() == [[0, 1, 0, 1, 1, 0, 1, 0]]
+    apart, sequences = pack_bundles([items[:1], items[3:4]], 4)
+    assert apart.tokens.tolist() == [[1, 2, 3], [5, 6, 0]]
+    assert sequences.tolist() == [0, 1]
 
 
 def test_branches_that_cannot_be() -> None:

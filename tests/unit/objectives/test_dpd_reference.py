@@ -115,10 +115,10 @@ def test_order_padding_packing_and_accumulation_change_nothing() -> None:
     objective, expected = Dpd(teacher), reference(model(0), teacher, PAIRS, (1, 1, 1))
     for batches in (
         [pair_batch(PAIRS[::-1], 64)],
-        [pair_batch(PAIRS, 1)],  # a row for each sequence, padded to the longest
-        [pair_batch(PAIRS, 1000)],  # all in one row
+        [pair_batch(PAIRS, 1, share_prompts=False)],  # a row for each sequence, padded to the longest
+        [pair_batch(PAIRS, 1000, share_prompts=False)],  # all in one row
         [pair_batch([pair], 64) for pair in PAIRS],
-        [pair_batch(PAIRS[:3], 8), pair_batch(PAIRS[3:], 40)],
+        [pair_batch(PAIRS[:3], 8, share_prompts=False), pair_batch(PAIRS[3:], 40)],
     ):
         parts = [objective(policy, batch) for batch in batches]
         found = sum(float(part.total) for part in parts) / sum(float(part.weight) for part in parts)
@@ -140,7 +140,7 @@ def test_a_stored_teacher_merges_what_it_did_not_keep(direction: Direction) -> N
     batch = pair_batch(PAIRS, 64)
     sequences = batch.sequences
     with torch.no_grad():
-        hidden = teacher(sequences.tokens, sequences.positions, sequences.segments)[sequences.weights > 0]
+        hidden = sequences.read_by(teacher)[sequences.weights > 0]
         log_t = (hidden @ teacher.unembedding.t()).log_softmax(-1)
     top = log_t.topk(5)
     rest = (1 - top.values.exp().sum(-1)).log()
@@ -149,7 +149,7 @@ def test_a_stored_teacher_merges_what_it_did_not_keep(direction: Direction) -> N
     )
     objective = Dpd(direction=direction, normalise="sequence")
     expected = torch.zeros((), dtype=torch.float64)
-    policy_hidden = policy(sequences.tokens, sequences.positions, sequences.segments)[sequences.weights > 0]
+    policy_hidden = sequences.read_by(policy)[sequences.weights > 0]
     p = torch.softmax(policy_hidden @ policy.unembedding.t(), -1)
     for place in range(len(p)):
         known = top.indices[place]

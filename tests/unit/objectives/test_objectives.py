@@ -8,11 +8,12 @@ import torch
 
 from upweight.core.errors import Refusal, UserError
 from upweight.core.identity import canonical_json
+from upweight.core.packing import lay, strip
 from upweight.core.records import Completion
 from upweight.model.divergence import CachedTeacher
 from upweight.model.transformer import ModelConfig, Transformer, make_model
 from upweight.objectives.dpd import Dpd, EncodedPair, pair_batch, token_kl
-from upweight.objectives.grpo import Grpo, group_advantages
+from upweight.objectives.grpo import Grpo, RolloutBatch, Sampled, group_advantages
 
 SHAPE = ModelConfig(vocab_size=20, width=16, layers=1, heads=2, kv_heads=1, ffn=32)
 PAIRS = [
@@ -49,7 +50,7 @@ def test_dpds_divergence_is_that_of_the_logits(direction: str, temperature: floa
     objective = Dpd(teacher, sequence=0.0, normalise="sequence", **options)  # type: ignore[arg-type]
     loss = objective(policy, batch)
     sequences = batch.sequences
-    logits = [m.logits(m(sequences.tokens, sequences.positions, sequences.segments)) for m in (teacher, policy)]
+    logits = [m.logits(sequences.read_by(m)) for m in (teacher, policy)]
     for name, members in (("positive", batch.chosen), ("negative", batch.rejected)):
         expected = 0.0
         for number in members:
@@ -88,7 +89,7 @@ def test_a_cached_teacher_with_the_whole_vocabulary_is_the_live_one() -> None:
     policy, teacher, batch = model(0), model(1), pair_batch(PAIRS, 16)
     sequences = batch.sequences
     with torch.no_grad():
-        hidden = teacher(sequences.tokens, sequences.positions, sequences.segments)[sequences.weights > 0]
+        hidden = sequences.read_by(teacher)[sequences.weights > 0]
         stored = teacher.logits(hidden).log_softmax(-1).topk(19)  # all but one token: the rest is that one
     live = Dpd(teacher)(policy, batch)
     cached = Dpd()(policy, replace(batch, cached=CachedTeacher(stored.indices, stored.values)))
@@ -171,6 +172,37 @@ def test_rollouts_become_microbatches() -> None:
     silent = Completion((1,), (), "", "end", "some endpoint")
     with pytest.raises(UserError, match="'some endpoint' has no log-probabilities"):
         Grpo().batches([((1,), silent, 1.0)], row_tokens=8)
+
+
+@pytest.mark.parametrize("normalise", ["token", "sequence"])
+def test_completions_of_no_advantage_count_and_are_not_read(normalise: str) -> None:
+    policy, objective = model(0), Grpo(normalise=normalise)  # type: ignore[arg-type]
+    prompts = [(1, 2), (1, 2), (5, 6), (5, 6)]
+    made = [sampled(policy, prompt, (3,) * n, 0.05) for n, prompt in enumerate(prompts, start=1)]
+    items: list[Sampled] = [
+        (*one, value) for one, value in zip(zip(prompts, made, strict=True), (0.5, -0.5, 0.0, 0.0), strict=True)
+    ]
+    (batch,) = objective.batches(items, row_tokens=64)
+    assert batch.token_count == 1 + (1 + 1) + (1 + 2)
+    found = objective(policy, batch)
+    # as though they had been read: what is divided by is over all four of 1, 2, 3 and 4 tokens
+    strips = [strip((*p, *c.tokens), [0.0, 0.0, *[1.0] * len(c.tokens)]) for p, c in zip(prompts, made, strict=True)]
+    known = [strip((*p, *c.tokens), [0.0, 0.0, *c.logprobs]) for p, c in zip(prompts, made, strict=True)]
+    rows = [[index] for index in range(4)]
+    read = RolloutBatch(
+        lay(strips, rows), torch.tensor([0.5, -0.5, 0, 0]), lay(known, rows).weights, torch.zeros(4, dtype=torch.bool)
+    )
+    expected = objective(policy, read)
+    assert float(found.weight) == float(expected.weight) == (10 if normalise == "token" else 4)
+    assert float(found.total) == pytest.approx(float(expected.total), rel=1e-5)
+    for name, term in expected.terms.items():
+        assert float(found.terms[name].total) == pytest.approx(float(term.total), rel=1e-4, abs=1e-6), name
+        assert float(found.terms[name].weight) == float(term.weight), name
+    # where no completion has one, nothing is read, and the weight is still that of all
+    (idle,) = objective.batches(items[2:], row_tokens=64)
+    nothing = objective(policy, idle)
+    assert idle.token_count == 0
+    assert (float(nothing.total), float(nothing.weight)) == (0, 7 if normalise == "token" else 2)
 
 
 def test_group_advantages_refuse_what_is_not_finite() -> None:
