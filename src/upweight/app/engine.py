@@ -317,6 +317,6 @@ class Engine:
         """Free a row; the last one moves into its place."""
         final = len(self._active) - 1
         if row != final:
-            self._cache.copy(final, [row])
+            self._cache.copy([final], [row])
             self._active[row] = self._active[final]
         self._active.pop()

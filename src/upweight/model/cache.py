@@ -57,15 +57,18 @@ class Cache:
         self.rows = rows
         self.capacity = capacity
 
-    def copy(self, source: int, targets: Sequence[int]) -> None:
-        """Make the rows `targets` hold what the row `source` holds: a prompt read once, completed several times."""
-        length = self.lengths[source]
-        index = torch.tensor([target for target in targets if target != source], device=self.keys[0].device)
-        if not len(index):
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Make each row of `targets` hold what the row of `sources` in its place holds: a prompt read once and
+        completed several times, or rows that move. No target is named twice; a row may be both."""
+        if not targets:
             return
+        lengths = [self.lengths[row] for row in sources]
+        longest, device = max(lengths), self.keys[0].device
+        read, written = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
         for store in (*self.keys, *self.values):
-            store[index, :, :length] = store[source, :, :length]
-        for target in index.tolist():
+            held = store[:, :, :longest]
+            held.index_copy_(0, written, held.index_select(0, read))
+        for target, length in zip(targets, lengths, strict=True):
             self.lengths[target] = length
 
     def clear(self, rows: Sequence[int]) -> None:
@@ -80,12 +83,11 @@ class Cache:
     def append(self, layer: int, keys: Tensor, values: Tensor, window: "Window | StepWindow") -> tuple[Tensor, Tensor]:
         """Write new keys and values [row kv_head time size] and return all that the window's rows now attend to."""
         held_keys, held_values = self.keys[layer], self.values[layer]
-        if window.valid is None:
-            held_keys[window.row_index, :, window.slots] = keys[:, :, 0].to(held_keys.dtype)
-            held_values[window.row_index, :, window.slots] = values[:, :, 0].to(held_values.dtype)
-        else:
-            held_keys[window.row_index, :, window.slots] = keys.transpose(1, 2)[window.valid].to(held_keys.dtype)
-            held_values[window.row_index, :, window.slots] = values.transpose(1, 2)[window.valid].to(held_values.dtype)
+        for store, new in ((held_keys, keys), (held_values, values)):
+            by_token = new.transpose(1, 2)
+            fresh = by_token.flatten(0, 1) if window.valid is None else by_token[window.valid]
+            # one index into flat memory is several times faster than a pair of them around an axis
+            store.view(-1, store.shape[-1]).index_copy_(0, window.places, fresh.flatten(0, 1).to(store.dtype))
         return held_keys[window.rows, :, : window.longest], held_values[window.rows, :, : window.longest]
 
 
@@ -113,14 +115,14 @@ class Window:
         self.rows: slice | Tensor = slice(0, count) if rows is None else torch.tensor(chosen, device=device)
         starts = torch.tensor(start, device=device)
         self.positions = starts[:, None] + torch.arange(new, device=device)
-        row_ids = torch.tensor(list(chosen), device=device)
-        if new == 1 and counts is None:
-            self.row_index, self.slots = row_ids, starts
-            self.valid = None
-        else:
+        row_index, slots = torch.tensor(list(chosen), device=device)[:, None].expand(-1, new), self.positions
+        self.valid = None
+        if counts is not None:
             self.valid = torch.arange(new, device=device) < torch.tensor(added, device=device)[:, None]
-            self.row_index = row_ids[:, None].expand(-1, new)[self.valid]
-            self.slots = self.positions[self.valid]
+            row_index, slots = row_index[self.valid], slots[self.valid]
+        heads = cache.keys[0].shape[1]
+        by_head = row_index.reshape(-1, 1) * heads + torch.arange(heads, device=device)
+        self.places = (by_head * cache.capacity + slots.reshape(-1, 1)).flatten()
         slots = torch.arange(self.longest, device=device)
         self.visible = slots <= self.positions[:, :, None]
         self._cache, self._chosen, self._end = cache, chosen, end

@@ -68,10 +68,10 @@ class TokenCache:
         self.lengths = [0] * rows
         self.held: list[list[int]] = [[] for _ in range(rows)]
 
-    def copy(self, source: int, targets: Sequence[int]) -> None:
-        """Make the rows `targets` hold what the row `source` holds."""
-        for target in targets:
-            self._set(target, list(self.held[source]))
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Make each row of `targets` hold what the row of `sources` in its place holds."""
+        for target, tokens in zip(targets, [list(self.held[source]) for source in sources], strict=True):
+            self._set(target, tokens)
 
     def clear(self, rows: Sequence[int]) -> None:
         """Empty these rows for other sequences."""

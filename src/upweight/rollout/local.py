@@ -16,7 +16,9 @@ log-probabilities differ from the trainer's by at most 2.5e-5 nats, but for one 
 import copy
 from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ from upweight.text.tokenizer import Tokenizer
 
 PREFILL_SCORES = 1 << 24
 """Attention scores of one head that reading prompts may take at once; more prompts are read in several passes."""
+
+SHARE_ROWS = 32
+"""Rows that a thread has at least where several decode side by side: with fewer, reading the weights is most of it."""
 
 REFILL_SHARE = 8
 """Waiting completions are admitted once a row in this many is free: reading a prompt alone is a poor matrix product."""
@@ -131,9 +136,23 @@ class LocalSampler(Sampler):
             )
         if not read or count < 1:
             return [[] for _ in read]
+        total, model, streams = len(read) * count, self._rounded(), _Streams(read, limits)
+        parts = self._threads(min(self.batch_rows, total))
+        cuts = [total * part // parts for part in range(parts + 1)]
+        jobs = [[_Job(place // count, place % count, place) for place in range(*cut)] for cut in pairwise(cuts)]
         with torch.inference_mode():
-            made = _Run(self, self._rounded(), read, count, limits).decode()
-        return [made[start : start + count] for start in range(0, len(made), count)]
+            runs = [_Run(self, model, read, some, limits, streams, parts) for some in jobs]
+        made: dict[int, Completion] = {}
+        for done in _side_by_side(runs) if parts > 1 else [runs[0].decode()]:
+            made |= done
+        return [[made[place] for place in range(start, start + count)] for start in range(0, total, count)]
+
+    def _threads(self, rows: int) -> int:
+        """How many threads decode side by side, each a part of the rows. One decoding step is too little work to be
+        shared out within its operations; 1 leaves each operation to all threads."""
+        if self.model.device.type != "cpu":
+            return 1
+        return max(1, min(torch.get_num_threads(), rows // SHARE_ROWS))
 
     def _rounded(self) -> LanguageModel:
         """The model as it is now, in the precision that is sampled in; itself where that is its own."""
@@ -155,28 +174,57 @@ def open_local(
     return LocalSampler(model.eval(), tokenizer, batch_rows=batch_rows, policy=fingerprint(model), fits=fits)
 
 
+def _side_by_side(runs: "Sequence[_Run]") -> "list[dict[int, Completion]]":
+    """What the runs make, each in a thread of its own: torch lets go of the interpreter while it computes."""
+    threads = torch.get_num_threads()
+
+    def alone(run: "_Run") -> dict[int, Completion]:
+        torch.set_num_threads(max(1, threads // len(runs)))  # of this thread
+        return run.decode()
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        try:
+            return list(pool.map(alone, runs))
+        finally:
+            for run in runs:
+                run.stopped = True  # where one failed, or the user wants no more, the others need not go on
+            torch.set_num_threads(threads)  # also of threads that are yet to come
+
+
 class _Run:
-    """The state of one call: rows 0, 1, ... of the cache are being decoded, row r making `jobs[r]`.
+    """A call, or a thread's part of one: rows 0, 1, ... of the cache are being decoded, row r making `jobs[r]`.
 
     The cache has one row more than are decoded: it keeps a prompt whose group waits for room.
+
+    Args:
+        waiting: the completions to make.
+        parts: how many runs share the rows and the memory that the sampler may take.
     """
 
     def __init__(
-        self, sampler: LocalSampler, model: LanguageModel, prompts: list[list[int]], count: int, limits: Limits
+        self,
+        sampler: LocalSampler,
+        model: LanguageModel,
+        prompts: list[list[int]],
+        waiting: Sequence[_Job],
+        limits: Limits,
+        streams: "_Streams",
+        parts: int,
     ) -> None:
         self.prompts, self.limits, self.policy = prompts, limits, sampler.policy
         self.model, self.tokenizer = model, sampler.tokenizer
         self.device = self.model.device
-        capacity = max(map(len, prompts)) + limits.max_new_tokens
-        total = len(prompts) * count
-        room = (sampler.cache_bytes or cache_room(self.device)) // self.model.cache_bytes(capacity)
-        self.rows = max(1, min(sampler.batch_rows, total, room - 1))  # and one that holds a prompt
+        capacity = max(len(prompts[job.prompt]) for job in waiting) + limits.max_new_tokens
+        memory = (sampler.cache_bytes or cache_room(self.device)) // parts
+        room = memory // self.model.cache_bytes(capacity) - 1  # and one that holds a prompt
+        self.rows = max(1, min(len(waiting), sampler.batch_rows // parts, room))
+        self.waiting = deque(waiting)
+        self.streams = streams
+        self.stopped = False
+        self.completions: dict[int, Completion] = {}
         self.cache: Any = self.model.new_cache(rows=self.rows + 1, capacity=capacity)
         self.held = _Held()
-        self.waiting = deque(_Job(place // count, place % count, place) for place in range(total))
-        self.streams = _Streams(prompts, limits)
         self.jobs: list[_Job] = []
-        self.completions: dict[int, Completion] = {}
         shape = (self.rows, limits.max_new_tokens)
         self.uniforms = torch.zeros(shape, device=self.device)
         self.tokens = torch.zeros(shape, dtype=torch.long, device=self.device)
@@ -188,8 +236,10 @@ class _Run:
         self.ends = torch.tensor(sorted(self.tokenizer.stop_tokens), device=self.device)
         self.longest_stop = max((len(stop.encode()) for stop in limits.stop), default=0)
 
-    def decode(self) -> list[Completion]:
-        while self.waiting or self.jobs:
+    @torch.inference_mode()
+    def decode(self) -> dict[int, Completion]:
+        """The completions by their places."""
+        while (self.waiting or self.jobs) and not self.stopped:
             free = self.rows - len(self.jobs)
             if self.waiting and (not self.jobs or free * REFILL_SHARE >= self.rows):
                 self._admit(free)
@@ -197,7 +247,7 @@ class _Run:
                 hidden = self.model(self.last[: len(self.jobs), None], cache=self.cache)
                 self._draw(self.model.logits(hidden[:, 0]), slice(0, len(self.jobs)))
             self._retire()
-        return [self.completions[place] for place in range(len(self.completions))]
+        return self.completions
 
     def _admit(self, free: int) -> None:
         """Give the free rows to waiting jobs, read their prompts, and draw the first token of each."""
@@ -211,12 +261,12 @@ class _Run:
         logits = self._read(fresh)
         if self.held.prompt in rows:
             logits[self.held.prompt] = self.held.logits
-            self.cache.copy(self.rows, rows[self.held.prompt])
-        for prompt, leader in fresh.items():
-            self.cache.copy(leader, rows[prompt])
+        leaders = {self.held.prompt: self.rows, **fresh}
+        told = [(leaders[prompt], row) for prompt, group in rows.items() for row in group if row != leaders[prompt]]
+        self.cache.copy([leader for leader, _ in told], [row for _, row in told])
         after = jobs[-1].prompt
         if self.waiting and self.waiting[0].prompt == after != self.held.prompt:
-            self.cache.copy(fresh[after], [self.rows])
+            self.cache.copy([fresh[after]], [self.rows])
             self.held = _Held(after, logits[after])
         self.jobs += jobs
         span = slice(first, len(self.jobs))
@@ -261,15 +311,18 @@ class _Run:
         done = set((over | ended).nonzero()[:, 0].tolist())
         if self.limits.stop and active:
             done |= self._stopped(active)
-        for row in sorted(done, reverse=True):
+        for row in done:
             self._finish(row)
-            final = len(self.jobs) - 1
-            if row != final:
-                self.cache.copy(final, [row])
-                self.jobs[row] = self.jobs[final]
-                for state in (self.uniforms, self.tokens, self.logprobs, self.raw, self.made, self.last):
-                    state[row] = state[final]
-            self.jobs.pop()
+        left = active - len(done)
+        gaps = sorted(row for row in done if row < left)
+        moved = [row for row in range(left, active) if row not in done]
+        self.cache.copy(moved, gaps)
+        for gap, row in zip(gaps, moved, strict=True):
+            self.jobs[gap] = self.jobs[row]
+        del self.jobs[left:]
+        if moved:
+            for state in (self.uniforms, self.tokens, self.logprobs, self.raw, self.made, self.last):
+                state[gaps] = state[moved]
 
     def _stopped(self, active: int) -> set[int]:
         """The rows whose newest token completed a stop string.

@@ -94,10 +94,15 @@ def test_decoding_with_a_cache_gives_what_one_pass_gives(changes: dict[str, obje
     third = model(read[1:2, 6:12], cache=cache, rows=[1])
     torch.testing.assert_close(third[0], whole[1, 6:12])
     # a shared prefix goes on in another row
-    cache.copy(1, [4, 1])
+    cache.copy([1, 1], [4, 1])
     fourth = model(read[1:2, 12:13], cache=cache, rows=[4])
     torch.testing.assert_close(fourth[0], whole[1, 12:13])
     assert cache.lengths == [8, 12, 4, 0, 13]
+    # rows change places at once
+    cache.copy([2, 4], [4, 2])
+    assert cache.lengths == [8, 12, 13, 0, 4]
+    moved = model(torch.stack([read[1, 13:14], read[2, 4:5]]), cache=cache, rows=[2, 4])
+    torch.testing.assert_close(moved[:, 0], torch.stack([whole[1, 13], whole[2, 4]]))
     # a refilled row forgets what it held
     cache.clear([0])
     fifth = model(read[2:3, :6], cache=cache, rows=[0])

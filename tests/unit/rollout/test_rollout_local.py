@@ -1,7 +1,11 @@
 """The local sampler: the distribution it draws from, streams of its own, stops, and room made at once."""
 
 import math
+import threading
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +84,50 @@ def test_a_completion_depends_on_seed_prompt_and_sample_alone(model: Transformer
     twice = sampler.sample(["4 and 4", "4 and 4"], count=1, limits=limits)
     assert twice[0][0].tokens == alone[0].tokens != twice[1][0].tokens
     assert alone[0].policy == "me"
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_share_the_rows_and_change_nothing(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = LocalSampler(model, tokenizer, batch_rows=9)
+    prompts, limits = ["1 and 1", "4 and 4", "2", "3 and"], Limits(12, seed=7)
+    alone = sampler.sample(prompts, count=5, limits=limits)  # 9 rows are too few to be shared
+    monkeypatch.setattr("upweight.rollout.local.SHARE_ROWS", 3)
+    at_work = set()
+    read = Transformer.forward
+
+    def remember(*given: Any, **named: Any) -> torch.Tensor:
+        at_work.add((threading.get_ident(), torch.get_num_threads()))
+        return read(*given, **named)
+
+    monkeypatch.setattr(Transformer, "forward", remember)
+    shared = sampler.sample(prompts, count=5, limits=limits)
+    assert len(at_work) == 3
+    assert {threads for _, threads in at_work} == {1}
+    assert torch.get_num_threads() == 3
+    assert [[c.tokens for c in group] for group in shared] == [[c.tokens for c in group] for group in alone]
+    for one, other in zip(chain.from_iterable(shared), chain.from_iterable(alone), strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_where_a_thread_fails_the_call_does(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upweight.rollout.local.SHARE_ROWS", 1)
+    monkeypatch.setattr(tokenizer, "decode", lambda tokens: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        LocalSampler(model, tokenizer).sample(["1", "2", "3"], count=2, limits=Limits(3))
+    assert torch.get_num_threads() == 3
 
 
 def test_conversations_are_rendered_by_the_template(model: Transformer, tokenizer: Tokenizer) -> None:
