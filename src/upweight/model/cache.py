@@ -120,11 +120,8 @@ class Window:
         if counts is not None:
             self.valid = torch.arange(new, device=device) < torch.tensor(added, device=device)[:, None]
             row_index, slots = row_index[self.valid], slots[self.valid]
-        heads = cache.keys[0].shape[1]
-        by_head = row_index.reshape(-1, 1) * heads + torch.arange(heads, device=device)
-        self.places = (by_head * cache.capacity + slots.reshape(-1, 1)).flatten()
-        slots = torch.arange(self.longest, device=device)
-        self.visible = slots <= self.positions[:, :, None]
+        self.places = _places(cache, row_index, slots)
+        self.visible = torch.arange(self.longest, device=device) <= self.positions[:, :, None]
         self._cache, self._chosen, self._end = cache, chosen, end
 
     def commit(self) -> None:
@@ -139,15 +136,21 @@ class StepWindow:
     Args:
         lengths: tokens held by each row, on the device.
         longest: places attended to; no row that counts holds as many before the step.
-        capacity: of the cache. A row that is full does not count, and its last place is written over.
+        cache: a row of it that is full does not count, and its last place is written over.
     """
 
     valid = None
 
-    def __init__(self, lengths: Tensor, longest: int, capacity: int) -> None:
+    def __init__(self, lengths: Tensor, longest: int, cache: Cache) -> None:
         self.longest = longest
         self.rows = slice(0, len(lengths))
-        self.row_index = torch.arange(len(lengths), device=lengths.device)
-        self.slots = lengths.clamp(max=capacity - 1)
-        self.positions = self.slots[:, None]
+        self.positions = lengths.clamp(max=cache.capacity - 1)[:, None]
+        self.places = _places(cache, torch.arange(len(lengths), device=lengths.device), self.positions)
         self.visible = torch.arange(longest, device=lengths.device) <= self.positions[:, :, None]
+
+
+def _places(cache: Cache, rows: Tensor, slots: Tensor) -> Tensor:
+    """Where a layer's memory, seen as a list of heads' vectors, has those of each token of these rows."""
+    heads = cache.keys[0].shape[1]
+    by_head = rows.reshape(-1, 1) * heads + torch.arange(heads, device=rows.device)
+    return (by_head * cache.capacity + slots.reshape(-1, 1)).flatten()

@@ -58,7 +58,7 @@ class StepGraphs:
             table = self._table
 
             def whole() -> Tensor:
-                window = StepWindow(self.lengths[:rows], places, cache.capacity)
+                window = StepWindow(self.lengths[:rows], places, cache)
                 return model.extend_by(self.tokens[:rows], window, table, cache)
 
             self._replays[size] = self.record(whole)
