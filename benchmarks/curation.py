@@ -27,6 +27,8 @@ WORDS_OF_TEXT = 150
 """About 1 KB."""
 NEAR_SHARE, EXACT_SHARE = 0.08, 0.04
 ROUNDS = 3
+QUERIES = 2_000
+"""Of the search, asked together."""
 SECTION = "## Curation on a CPU"
 
 
@@ -263,9 +265,9 @@ def rows_of(name: str, chosen: argparse.Namespace) -> list[tuple[str, str, str, 
         figures = f"{sorted(spans)[len(spans) // 2]:.0f} microseconds a document of 1 KB, 2,000 problems"
         return [("decontamination", "goal of 100 microseconds", figures, ratio([100.0] * len(spans), spans))]
     if name == "search":
-        speed, recall = search_vectors(chosen.vectors, 500, 384)
+        speed, recall = search_vectors(chosen.vectors, QUERIES, 384)
         work = f"hybrid search, {chosen.vectors:,} documents x 384"
-        figures = f"{speed:,.0f} queries a CPU-second, recall@10 of the vectors {recall:.3f}"
+        figures = f"{speed:,.0f} of {QUERIES:,} queries a CPU-second, recall@10 of the vectors {recall:.3f}"
         return [(work, "goal of 500 queries a CPU-second", figures, ratio([speed], [500.0]))]
     if name == "memory":
         with tempfile.TemporaryDirectory() as directory:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from upweight.curate.postings import Ranked
 
@@ -97,9 +97,9 @@ class Nearest:
             for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
         ]
 
-    def products(self) -> list[Float32[np.ndarray, " _"]]:
+    def products(self) -> list[Float64[np.ndarray, " _"]]:
         """For each query the products with its wanted rows, in the order in which they were given."""
-        found = np.empty_like(self._products)
+        found = np.empty(len(self._products))
         found[self._wanted_order] = self._products
         owners = np.empty_like(self._owners)
         owners[self._wanted_order] = self._owners

@@ -11,7 +11,7 @@ over the table. Both are exact. Documents that tie at the end of a list are left
 be in it depends on nothing that matters.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as arrow
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from upweight.core.errors import UserError
 from upweight.core.records import Document
@@ -30,8 +30,10 @@ from upweight.curate.postings import Postings, Ranked
 RANK_OFFSET = 60
 TABLE = "documents"
 WORDS = "words"
-SEEDS_AT_ONCE = 512
-"""A pass over the vectors serves so many: with fewer, reading them costs more than the products."""
+SEEDS_AT_ONCE = 2_048
+"""A pass over the vectors serves so many: reading them costs as much as the products with a few hundred seeds."""
+SEEDS_OF_WORDS = 256
+"""So many are looked up together in the index of words: all postings of their words are in memory meanwhile."""
 KEY_WORDS = 12
 
 
@@ -122,28 +124,24 @@ class Database:
         self, seeds: Sequence[Seed], hits: int, allowed: Bool[np.ndarray, " document"] | None
     ) -> list[list[Hit]]:
         depth = 2 * hits + 1  # a document low in one list may be high in the other
-        holding = self._postings.search([[word.lower() for word in seed.key_words] for seed in seeds], allowed)
-        by_words = [_without_cut_ties(found, depth) for found in holding]
+        asked = [[word.lower() for word in seed.key_words] for seed in seeds]
+        by_words = [
+            _without_cut_ties(found, depth)
+            for start in range(0, len(seeds), SEEDS_OF_WORDS)
+            for found in self._postings.search(asked[start : start + SEEDS_OF_WORDS], allowed)
+        ]
         nearest = Nearest(
             self._embedder.embed([seed.text for seed in seeds]), depth, [found.rows for found in by_words]
         )
         for first, vectors in self._vectors():
             nearest.see(first, vectors, None if allowed is None else allowed[first : first + len(vectors)])
         ids = self._ids()
-        found = []
-        for words, vectors_, products in zip(by_words, nearest.best(), nearest.products(), strict=True):
-            by_vector = _without_cut_ties(vectors_, depth)
-            cosines = dict(zip(words.rows.tolist(), products.tolist(), strict=True)) | _as_dict(vectors_)
-            names = {row: ids[row].as_py() for row in {*by_vector.rows.tolist(), *words.rows.tolist()}}
-            rows = {name: row for row, name in names.items()}
-            rankings = [{names[row]: score for row, score in _as_dict(ranked).items()} for ranked in (by_vector, words)]
-            found.append(
-                [
-                    Hit(name, fused, min(1.0, max(0.0, cosines[rows[name]])))
-                    for name, fused in reciprocal_rank_fusion(rankings)[:hits]
-                ]
+        return [
+            _named(
+                fusion([_without_cut_ties(vectors, depth), words]), hits, ids, [vectors, Ranked(words.rows, products)]
             )
-        return found
+            for words, vectors, products in zip(by_words, nearest.best(), nearest.products(), strict=True)
+        ]
 
     def _allowed(self, where: str) -> Bool[np.ndarray, " document"]:
         allowed = np.zeros(len(self), bool)
@@ -186,18 +184,37 @@ class Database:
         )
 
 
-def reciprocal_rank_fusion(rankings: Sequence[Mapping[str, float]]) -> list[tuple[str, float]]:
-    """Join several searches, each a score by document: (document, fused score), best first, ties by document.
+def fusion(rankings: Sequence[Ranked]) -> Ranked:
+    """Join several searches by reciprocal ranks: the rows of all of them, in order, with their fused scores.
 
     Documents that tie within a search share the best of their ranks, so their order there does not matter.
     """
-    fused: dict[str, float] = {}
-    for scores in rankings:
-        rank, last = 0, float("nan")
-        for place, (name, score) in enumerate(sorted(scores.items(), key=lambda item: -item[1]), start=1):
-            rank, last = (rank, last) if score == last else (place, score)
-            fused[name] = fused.get(name, 0.0) + 1 / (RANK_OFFSET + rank)
-    return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
+    rows = np.concatenate([found.rows for found in rankings])
+    shares = np.concatenate([1 / (RANK_OFFSET + _ranks(found.scores)) for found in rankings])
+    joined, place = np.unique(rows, return_inverse=True)
+    return Ranked(joined, np.bincount(place, shares, len(joined)))
+
+
+def _ranks(scores: Float64[np.ndarray, " document"]) -> Int64[np.ndarray, " document"]:
+    """One more than there are higher scores."""
+    return np.asarray(1 + len(scores) - np.searchsorted(np.sort(scores), scores, side="right"), np.int64)
+
+
+def _named(fused: Ranked, hits: int, ids: Any, products: Sequence[Ranked]) -> list[Hit]:
+    """The best few of what was fused, best first, ties by id.
+
+    Args:
+        products: of the rows with the seed's vector; those of all rows that were fused are among them.
+    """
+    if len(fused.rows) > hits:
+        enough = fused.scores >= np.partition(fused.scores, len(fused.scores) - hits)[len(fused.scores) - hits]
+        fused = Ranked(fused.rows[enough], fused.scores[enough])
+    cosines = {row: cosine for found in products for row, cosine in zip(*map(np.ndarray.tolist, found), strict=True)}
+    named = [
+        Hit(ids[row].as_py(), score, min(1.0, max(0.0, cosines[row])))
+        for row, score in zip(fused.rows.tolist(), fused.scores.tolist(), strict=True)
+    ]
+    return sorted(named, key=lambda hit: (-hit.fused, hit.document_id))[:hits]
 
 
 def closest(found: Iterable[Iterable[Hit]]) -> dict[str, float]:
@@ -223,7 +240,3 @@ def _without_cut_ties(found: Ranked, depth: int) -> Ranked:
         return found
     above = found.scores > np.partition(found.scores, len(found.scores) - depth)[len(found.scores) - depth]
     return Ranked(found.rows[above], found.scores[above])
-
-
-def _as_dict(found: Ranked) -> dict[int, float]:
-    return dict(zip(found.rows.tolist(), found.scores.tolist(), strict=True))

@@ -6,7 +6,8 @@ import pytest
 
 from upweight.core.records import Document
 from upweight.curate.embed import HashedEmbedder
-from upweight.curate.retrieval import Database, Hit, Seed, brute_force, closest, reciprocal_rank_fusion
+from upweight.curate.postings import Ranked
+from upweight.curate.retrieval import Database, Hit, Seed, brute_force, closest, fusion
 
 WORDS = [f"{first}{last}" for first in "bdfgklmnprst" for last in ("ale", "ine", "oru", "umi", "eth", "ock", "arn")]
 
@@ -33,14 +34,12 @@ def database(documents: list[Document], embedder: HashedEmbedder, tmp_path_facto
 
 
 def test_ranks_fuse_by_the_equation() -> None:
-    fused = reciprocal_rank_fusion([{"a": 0.9, "b": 0.5, "c": 0.5}, {"b": 12.0, "d": 3.0}])
-    # a: 1/61. b: 1/62 + 1/61. c ties with b in the first list: 1/62. d: 1/62, after c by its name.
-    assert fused == [
-        ("b", pytest.approx(1 / 62 + 1 / 61)),
-        ("a", pytest.approx(1 / 61)),
-        ("c", pytest.approx(1 / 62)),
-        ("d", pytest.approx(1 / 62)),
-    ]
+    first = Ranked(np.array([7, 3, 5]), np.array([0.9, 0.5, 0.5]))
+    second = Ranked(np.array([3, 4]), np.array([12.0, 3.0]))
+    fused = fusion([first, second])
+    # 7: 1/61. 3: second in the first list, first in the other: 1/62 + 1/61. 5 ties with 3: 1/62. 4: 1/62.
+    assert fused.rows.tolist() == [3, 4, 5, 7]
+    assert fused.scores == pytest.approx([1 / 62 + 1 / 61, 1 / 62, 1 / 62, 1 / 61])
 
 
 def test_similarity_is_the_closest_seed_that_hit() -> None:
