@@ -1,10 +1,12 @@
 """How fast documents are read, compared, tagged and searched, in CPU-seconds, in turns with a peer where there is one.
 
     python -m benchmarks.curation tagging decontamination search memory pipeline --write
+    python -m benchmarks.curation datatrove --documents 2000 --write    # pip install datatrove spacy "xxhash<4"
 
 `pipeline` sets the stages ingest and deduplicate against a script written by hand for daft: the same documents,
 normalised, near duplicates by 20 bands of 6 values over word 5-grams, the same filter by length, written as parquet.
-Both work in a process of their own with one thread, the turns go round, and the ratio is taken round by round.
+`datatrove` sets them against its readers, filters, deduplication and writers. All work in a process of their own with
+one thread, the turns go round, and the ratio is taken round by round.
 """
 
 import argparse
@@ -27,6 +29,9 @@ WORDS_OF_TEXT = 150
 """About 1 KB."""
 NEAR_SHARE, EXACT_SHARE = 0.08, 0.04
 ROUNDS = 3
+BANDS, BAND_VALUES = 20, 6
+KEPT_BELOW = {"our_stages": "unique/documents", "by_datatrove": "kept"}
+"""Where each pipeline leaves what it keeps; the others write nothing else."""
 QUERIES = 2_000
 """Of the search, asked together."""
 SECTION = "## Curation on a CPU"
@@ -225,28 +230,80 @@ def by_hand(pattern: str, out: str) -> float:
     return float(read.count_rows())
 
 
+def by_datatrove(pattern: str, out: str) -> float:
+    """The same in datatrove, its four steps of deduplication one after the other; what shares a band is a duplicate."""
+    from datatrove.executor.local import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
+    from datatrove.pipeline.dedup import MinhashDedupSignature as Signature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.pipeline.filters import LambdaFilter
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.writers import ParquetWriter
+
+    from upweight.curate.normalise import normalise
+
+    def clean(documents: Any, rank: int = 0, world_size: int = 1) -> Any:
+        for document in documents:
+            document.text = normalise(document.text)  # it has no step of its own for this
+            yield document
+
+    work = Path(out)
+    config = MinhashConfig(n_grams=5, num_buckets=BANDS, hashes_per_bucket=BAND_VALUES)
+    read = [
+        ParquetReader(str(Path(pattern).parent), doc_progress=False),
+        clean,
+        LambdaFilter(lambda document: 40 <= len(document.text) <= 200_000),
+    ]
+    steps: list[tuple[int, list[Any]]] = [
+        (1, [*read, Signature(str(work / "signatures"), config)]),
+        (BANDS, [MinhashDedupBuckets(str(work / "signatures"), str(work / "buckets"), config=config)]),
+        (1, [MinhashDedupCluster(str(work / "buckets"), str(work / "left_out"), config=config)]),
+        (1, [*read, MinhashDedupFilter(str(work / "left_out")), ParquetWriter(str(work / "kept"))]),
+    ]
+    for number, (tasks, step) in enumerate(steps):
+        LocalPipelineExecutor(step, tasks=tasks, workers=1, logging_dir=str(work / f"logs{number}")).run()
+    return float(rows_below(Path(pattern).parent))
+
+
+def rows_below(directory: Path) -> int:
+    """Rows of all parquet files below a directory."""
+    import pyarrow.parquet as parquet
+
+    return sum(parquet.read_metadata(file).num_rows for file in directory.rglob("*.parquet"))
+
+
 def peak_of(count: int, directory: str) -> float:
     """Documents through our stages; the peak of memory is what is asked for."""
     pattern = write_corpus(Path(directory) / f"corpus{count}", count)
     return our_stages(pattern, str(Path(directory) / f"out{count}"))
 
 
-def pipeline(count: int, rounds: int) -> list[tuple[str, str, Ratio]]:
+PIPELINES: Mapping[str, Mapping[str, Callable[..., float]]] = {
+    "pipeline": {"daft, a script by hand": by_hand},
+    "datatrove": {"datatrove": by_datatrove},
+}
+
+
+def pipeline(name: str, count: int, rounds: int) -> list[tuple[str, str, Ratio]]:
     """Rows: peer, figures, ratio."""
-    peers: Mapping[str, Callable[..., float]] = {"upweight": our_stages, "daft, a script by hand": by_hand}
+    peers: Mapping[str, Callable[..., float]] = {"upweight": our_stages, **PIPELINES[name]}
     speeds: dict[str, list[float]] = {name: [] for name in peers}
+    kept: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as directory:
         pattern = write_corpus(Path(directory) / "corpus", count)
         for number in range(rounds):
             for name, work in peers.items():
-                units, seconds, _ = spent(work, pattern, str(Path(directory) / f"{work.__name__}{number}"))
+                out = Path(directory) / f"{work.__name__}{number}"
+                units, seconds, _ = spent(work, pattern, str(out))
                 speeds[name].append(units / seconds)
+                kept[name] = rows_below(out / KEPT_BELOW.get(work.__name__, ""))
                 print(f"round {number + 1}, {name}: {units / seconds:,.0f} documents a CPU-second", file=sys.stderr)
     mine = speeds.pop("upweight")
     return [
         (
             peer,
-            f"{sorted(mine)[rounds // 2]:,.0f} against {sorted(theirs)[rounds // 2]:,.0f} documents a CPU-second",
+            f"{sorted(mine)[rounds // 2]:,.0f} against {sorted(theirs)[rounds // 2]:,.0f} documents a CPU-second; "
+            f"{kept['upweight']:,} and {kept[peer]:,} clusters",
             ratio(mine, theirs),
         )
         for peer, theirs in speeds.items()
@@ -280,13 +337,13 @@ def rows_of(name: str, chosen: argparse.Namespace) -> list[tuple[str, str, str, 
             ("memory of ingest and deduplicate", "four times the documents", figures, ratio([peaks[1]], [peaks[0]]))
         ]
     work = f"{chosen.documents:,} documents of 1 KB: read parquet, normalise, near duplicates, filter, write"
-    return [(work, *row) for row in pipeline(chosen.documents, chosen.rounds)]
+    return [(work, *row) for row in pipeline(name, chosen.documents, chosen.rounds)]
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", nargs="+", choices=["tagging", "decontamination", "search", "memory", "pipeline"])
+    parser.add_argument("work", nargs="+", choices=["tagging", "decontamination", "search", "memory", *PIPELINES])
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--vectors", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
