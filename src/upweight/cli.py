@@ -594,7 +594,7 @@ def train(
     out: Positional[Path],
     seed: int = 0,
     encoder: str = "",
-    epochs: int = 5,
+    epochs: int = 4,
     learning_rate: float = 1e-4,
     part: float = 0.5,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -612,7 +612,7 @@ def train(
         out: The tagger: a file, or with --encoder a directory.
         seed: Seed of the split that is held back and of the training.
         encoder: A model of the Hugging Face hub, or a directory.
-        epochs: How often the encoder reads the documents.
+        epochs: How often the encoder reads the documents; 0 leaves it as it came and trains its heads alone.
         learning_rate: Of the encoder, at its peak.
         part: Of the encoder in the scores, 0 to 1; the rest is the small tagger's.
         dtype: Of the encoder's matrix products in training.

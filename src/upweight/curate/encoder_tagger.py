@@ -1,6 +1,6 @@
 """The transformer tagger: an encoder of transformers with a head for each dimension, beside the n-gram tagger.
 
-    h = mean over the tokens of the encoder's last hidden states
+    h = for each layer, the embeddings among them, the mean over the tokens of its hidden states, normalised; all joined
     logits[dimension, score] = W h + b,      softmax over the ten scores 0-9
     expected = part * sum over scores of score * p(score) + (1 - part) * expected of the n-gram tagger
 
@@ -12,49 +12,63 @@ figures. It is trained by `upweight tagger train --encoder NAME` (curate/encoder
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from upweight.core.errors import UserError
 from upweight.core.records import DIMENSION_COUNT, HIGHEST_SCORE
 from upweight.curate.tagger import Scorer, Tagger
 
 SCORES = HIGHEST_SCORE + 1
+LOGITS = DIMENSION_COUNT * SCORES
 PADDING = -1
 ABOUT, HEADS, NGRAMS = "tagger.json", "score_heads.safetensors", "ngrams.npz"
 TOKENS_AT_ONCE = 16_384
 
 
 class ScoreHeads(nn.Module):
-    """An encoder, and a softmax over the scores 0-9 of each dimension from the mean of its hidden states.
+    """An encoder, and a softmax over the scores 0-9 of each dimension from the means of its layers' hidden states.
+
+    The early layers know how a text looks, the late ones what it means; some dimensions ask for the one, some for the
+    other.
 
     Attributes:
-        encoder: any AutoModel whose output has `last_hidden_state`.
+        encoder: any AutoModel that returns the hidden states of its layers.
         score: the heads; zero at the start, so that training begins without an opinion.
     """
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
-        self.score = nn.Linear(int(encoder.config.hidden_size), DIMENSION_COUNT * SCORES)
+        self.score = nn.Linear((int(encoder.config.num_hidden_layers) + 1) * int(encoder.config.hidden_size), LOGITS)
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
 
     def forward(self, tokens: Int[Tensor, "document token"]) -> Float[Tensor, "document dimension score"]:
         """Logits; PADDING stands where a text has no token more."""
+        return self.judge(self.look(tokens))
+
+    def look(self, tokens: Int[Tensor, "document token"]) -> Float[Tensor, "document feature"]:
+        """The features that the heads see."""
         shown = tokens != PADDING
-        hidden = self.encoder(input_ids=tokens.clamp_min(0), attention_mask=shown.long()).last_hidden_state
-        summed = hidden.masked_fill(~shown[..., None], 0.0).sum(1)
-        logits: Tensor = self.score(summed / shown.sum(1, keepdim=True).clamp_min(1))
+        read = self.encoder(input_ids=tokens.clamp_min(0), attention_mask=shown.long(), output_hidden_states=True)
+        share = (shown / shown.sum(1, keepdim=True).clamp_min(1)).to(read.hidden_states[0].dtype)[:, None]
+        means = torch.cat([share @ hidden.masked_fill(~shown[..., None], 0.0) for hidden in read.hidden_states], 1)
+        return layer_norm(means.float(), means.shape[-1:]).flatten(1)
+
+    def judge(self, features: Float[Tensor, "document feature"]) -> Float[Tensor, "document dimension score"]:
+        """The heads alone."""
+        logits: Tensor = self.score(features)
         return logits.float().view(-1, DIMENSION_COUNT, SCORES)
 
 
@@ -141,18 +155,25 @@ def laid(rows: Sequence[Sequence[int]]) -> Int[Tensor, "document token"]:
 
 
 def expected(model: ScoreHeads, rows: Sequence[Sequence[int]]) -> Float64[np.ndarray, "document dimension"]:
-    """The expected score of each dimension by the encoder alone; texts of like length go together."""
+    """The expected score of each dimension by the encoder alone."""
+    values = torch.arange(SCORES, dtype=torch.float32, device=model.score.weight.device)
+    return np.asarray(over_batches(rows, lambda tokens: model(tokens).softmax(-1) @ values, model), np.float64)
+
+
+def over_batches(
+    rows: Sequence[Sequence[int]], do: Callable[[Tensor], Tensor], model: ScoreHeads
+) -> Float32[np.ndarray, "document value"]:
+    """What `do` makes of token ids, a row a text; texts of like length go together. No gradient is kept."""
     device = model.score.weight.device
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-    found = np.zeros((len(rows), DIMENSION_COUNT))
-    values = torch.arange(SCORES, dtype=torch.float32, device=device)
-    start = 0
+    parts, start = [], 0
     while start < len(order):
         chosen = order[start : start + max(1, TOKENS_AT_ONCE // len(rows[order[start]]))]
         with torch.no_grad():
-            shares = model(laid([rows[row] for row in chosen]).to(device)).softmax(-1)
-        found[chosen] = (shares @ values).cpu().double().numpy()
+            parts.append(do(laid([rows[row] for row in chosen]).to(device)).float().cpu().numpy())
         start += len(chosen)
+    found = np.empty((len(rows), parts[0].shape[1]), np.float32)
+    found[order] = np.concatenate(parts)
     return found
 
 

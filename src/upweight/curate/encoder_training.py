@@ -1,4 +1,8 @@
-"""Training the transformer tagger: an encoder is fine-tuned by the trainer, and the n-gram tagger trained beside it.
+"""Training the transformer tagger: heads on an encoder, then both together; and the n-gram tagger beside it.
+
+The heads are trained first, on what the encoder as it came makes of the documents, which is computed once: begun
+together with heads that know nothing, fine-tuning spoils the encoder before it teaches it anything. With `epochs` 0
+the encoder stays as it came.
 
 Measured as the n-gram tagger is: both are trained on the documents that are not held back and score the others; what is
 kept is trained again on all of them.
@@ -13,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.work import Machine, Monitor
-from upweight.curate.encoder_tagger import EncoderTagger, ScoreHeads, laid, opened, token_ids
+from upweight.curate.encoder_tagger import EncoderTagger, ScoreHeads, laid, opened, over_batches, token_ids
 from upweight.curate.tagger_figures import measure
 from upweight.curate.tagger_training import Annotated, Looks, Training, fit, held_back
 from upweight.objectives.tag_scores import TagBatch, TagScores
@@ -37,18 +42,22 @@ class Tuning:
 
     Attributes:
         encoder: its hub name or directory.
-        epochs, documents_a_step, learning_rate, warmup_share: linear warmup to the rate, then decay to a tenth.
-        documents_a_batch: of one forward pass.
+        head_epochs, head_rate: of the heads alone.
+        epochs, learning_rate: of the encoder with its heads.
+        documents_a_step, warmup_share: of both; linear warmup to the rate, then decay to a tenth.
+        documents_a_batch: of one forward pass of the encoder.
         longest: tokens that are read of a document.
         part: of the encoder in the score, 0-1; the rest is the n-gram tagger's.
         training: of the n-gram tagger.
     """
 
     encoder: str
-    epochs: int = 5
+    head_epochs: int = 10
+    head_rate: float = 1e-3
+    epochs: int = 4
+    learning_rate: float = 1e-4
     documents_a_step: int = 32
     documents_a_batch: int = 32
-    learning_rate: float = 1e-4
     warmup_share: float = 0.1
     longest: int = 512
     part: float = 0.5
@@ -62,10 +71,6 @@ class Tuning:
     def __post_init__(self) -> None:
         if not 0 <= self.part <= 1:
             raise UserError(f"part is {self.part}: the encoder's part in the score is a share, 0-1")
-
-
-_Tagged = tuple[list[int], list[int]]
-"""A document's tokens, and its scores."""
 
 
 def train_encoder(documents: Annotated, tuning: Tuning, out: Path, machine: Machine, monitor: Monitor) -> EncoderTagger:
@@ -133,35 +138,50 @@ def fine_tuned(
     limit = int(getattr(encoder.config, "max_position_embeddings", tuning.longest))
     if tuning.longest > limit:
         raise UserError(f"longest is {tuning.longest} tokens, but {tuning.encoder} reads {limit}")
-    model = ScoreHeads(encoder)
+    model = ScoreHeads(encoder).to(machine.device).eval()
     tokens = token_ids(tokenizer, [documents.texts[row] for row in rows], tuning.longest)
-    labels = np.rint(documents.scores[rows]).astype(int).tolist()
+    labels = torch.from_numpy(np.rint(documents.scores[rows]).astype(np.int64))
+    looks = torch.from_numpy(over_batches(tokens, model.look, model))
 
-    def batches(chosen: Sequence[_Tagged]) -> list[TagBatch]:
+    def of_looks(chosen: Sequence[int]) -> list[TagBatch]:
+        return [TagBatch(looks[list(chosen)], labels[list(chosen)])]
+
+    def of_tokens(chosen: Sequence[int]) -> list[TagBatch]:
         size = tuning.documents_a_batch
-        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        return [
-            TagBatch(laid([ids for ids, _ in part]), torch.tensor([scores for _, scores in part])) for part in parts
-        ]
+        parts = [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+        return [TagBatch(laid([tokens[row] for row in part]), labels[part]) for part in parts]
 
-    loader = EpochLoader(
-        list(zip(tokens, labels, strict=True)),
-        batches,
-        items_a_step=tuning.documents_a_step,
-        epochs=tuning.epochs,
-        seed=seed_for(tuning.training.seed, "encoder"),
-    )
-    reports = train(
-        model,
-        objective=TagScores(),
-        loader=loader,
-        timeline=warmup_decay(loader.steps, tuning.learning_rate, tuning.warmup_share),
-        optimizer=tuning.optimizer,
-        machine=machine,
-        checkpoint=CheckpointConfig(directory, every_steps=tuning.save_every_steps) if directory else None,
-        dtype=tuning.dtype,
-    )
-    shown = f"fine-tune on {len(rows):,} documents"
-    for _ in watched(reports, monitor, shown, total=loader.steps, unit="steps", machine=machine, dtype=tuning.dtype):
-        pass
+    heads = _Heads(model)
+    for name, policy, batches, epochs, rate in (
+        ("heads", heads, of_looks, tuning.head_epochs, tuning.head_rate),
+        ("encoder", model, of_tokens, tuning.epochs, tuning.learning_rate),
+    ):
+        if not epochs:
+            continue
+        seed = seed_for(tuning.training.seed, name)
+        loader = EpochLoader(range(len(rows)), batches, items_a_step=tuning.documents_a_step, epochs=epochs, seed=seed)
+        reports = train(
+            policy,
+            objective=TagScores(),
+            loader=loader,
+            timeline=warmup_decay(loader.steps, rate, tuning.warmup_share),
+            optimizer=tuning.optimizer,
+            machine=machine,
+            checkpoint=CheckpointConfig(directory / name, tuning.save_every_steps) if directory else None,
+            dtype=tuning.dtype if name == "encoder" else "float32",
+        )
+        for _ in watched(reports, monitor, f"{name} on {len(rows):,} documents", total=loader.steps, unit="steps"):
+            pass
     return model.eval(), tokenizer
+
+
+class _Heads(nn.Module):
+    """The heads of a model, trained on what its encoder makes of texts."""
+
+    def __init__(self, model: ScoreHeads) -> None:
+        super().__init__()
+        self.score = model.score
+        self._judge = model.judge
+
+    def forward(self, features: Float[Tensor, "document feature"]) -> Float[Tensor, "document dimension score"]:
+        return self._judge(features)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from upweight.core.errors import UserError
 from upweight.core.work import Machine, Silent, Work
-from upweight.curate.encoder_tagger import EncoderTagger, ScoreHeads, expected, laid, open_tagger
-from upweight.curate.encoder_training import Tuning, train_encoder
+from upweight.curate.encoder_tagger import EncoderTagger, ScoreHeads, expected, laid, open_tagger, token_ids
+from upweight.curate.encoder_training import Tuning, fine_tuned, train_encoder
 from upweight.curate.forest import Growth
 from upweight.curate.tagger import Tagger
 from upweight.curate.tagger_training import Training
@@ -44,17 +45,29 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def tuning(encoder: Path, save_every_steps: int = 50) -> Tuning:
+    return Tuning(
+        str(encoder),
+        head_epochs=2,
+        head_rate=0.01,
+        documents_a_step=8,
+        learning_rate=0.01,
+        longest=32,
+        save_every_steps=save_every_steps,
+        training=TRAINING,
+    )
+
+
 @pytest.fixture(scope="module")
 def trained(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "tagger"
-    tuning = Tuning(str(encoder), epochs=8, documents_a_step=8, learning_rate=0.03, longest=32, training=TRAINING)
-    tagger = train_encoder(annotated(80), tuning, out, Machine(), Silent())
+    tagger = train_encoder(annotated(80), tuning(encoder), out, Machine(), Silent())
     assert tagger.figures["spearman"] > 0.9
     assert tagger.figures["encoder"] == str(encoder)
     assert tagger.figures["trained_on"] + tagger.figures["held_back"] == 80
     assert not list(out.parent.glob(".*"))
     with pytest.raises(UserError, match="is not empty"):
-        train_encoder(annotated(80), tuning, out, Machine(), Silent())
+        train_encoder(annotated(80), tuning(encoder), out, Machine(), Silent())
     return out
 
 
@@ -85,25 +98,31 @@ def test_its_scores_are_shared_with_the_ngram_tagger(trained: Path) -> None:
 
 
 def test_a_run_that_was_killed_goes_on(encoder: Path, trained: Path, tmp_path: Path) -> None:
-    """The first part's figures are kept; the second is stopped between two checkpoints."""
-    tuning = Tuning(str(encoder), epochs=8, documents_a_step=8, learning_rate=0.03, longest=32, training=TRAINING)
+    """Of 80 documents, 8 a step: stopped at step 37 of 40 of what is kept, the heads and the first part done."""
 
     class Stops(Silent):
         def record(self, **metrics: object) -> None:
-            if metrics["step"] == 57 and len(self.rows) > 70:
+            if metrics["step"] == 37:
                 raise KeyboardInterrupt
             super().record(**metrics)
 
-    stopped = Tuning(**{**vars(tuning), "save_every_steps": 10})
     with pytest.raises(KeyboardInterrupt):
-        train_encoder(annotated(80), stopped, tmp_path / "tagger", Machine(), Stops())
+        train_encoder(annotated(80), tuning(encoder, 10), tmp_path / "tagger", Machine(), Stops())
     assert json.loads((tmp_path / ".tagger.building" / "figures.json").read_text())["held_back"]
     again = Silent()
-    train_encoder(annotated(80), stopped, tmp_path / "tagger", Machine(), again)
-    assert [row["step"] for row in again.rows] == list(range(51, 81))
+    train_encoder(annotated(80), tuning(encoder, 10), tmp_path / "tagger", Machine(), again)
+    assert [row["step"] for row in again.rows] == list(range(31, 41))
     texts = [PROSE, SPAM, CODE]
     whole = EncoderTagger.load(trained).expect(texts)
     np.testing.assert_array_equal(EncoderTagger.load(tmp_path / "tagger").expect(texts), whole)
+
+
+def test_an_encoder_may_stay_as_it_came(encoder: Path) -> None:
+    held_still = replace(tuning(encoder), epochs=0)
+    model, tokenizer = fine_tuned(annotated(80), np.arange(80), held_still, None, Machine(), Silent())
+    new = BertModel.from_pretrained(encoder).state_dict()
+    assert all(torch.equal(value, new[name]) for name, value in model.encoder.state_dict().items())
+    assert (np.diff(expected(model, token_ids(tokenizer, [SPAM, PROSE], 32)), axis=0) > 1).all()  # 2 and 8
 
 
 def test_the_stage_takes_its_directory(trained: Path, tmp_path: Path) -> None:
