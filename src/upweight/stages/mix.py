@@ -1,11 +1,13 @@
 """mix: utilities, tiers and the ledger. The best documents go to the first tier, and nothing vanishes uncounted.
 
-Writes documents/<tier>.parquet (id, text, source, tier, utility), dropped.parquet (id, source, utility, reason,
+Writes documents/<tier>-<part>.parquet (id, text, source, tier, utility), dropped.parquet (id, source, utility, reason,
 excerpt) and ledger.json: documents and bytes that came in, stayed and went to each tier, by source, reconciled exactly.
+
+What goes where is decided for all documents together; they are written input file by input file and side by side
+(store/parts.py), and what a killed run has completed of them stays.
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -19,9 +21,19 @@ import pyarrow.parquet as parquet
 
 from upweight.core.errors import UserError
 from upweight.core.work import Estimate, Summary, Work
-from upweight.curate.corpus import Listing, batches, document_files, excerpt, listing
+from upweight.curate.corpus import (
+    Listing,
+    RowWriter,
+    batches,
+    document_files,
+    excerpt,
+    listing,
+    rows_of,
+)
 from upweight.curate.scores import Scores, read_clusters, read_similarity
 from upweight.curate.selection import DEFAULT_WEIGHTS, Lift, Placed, Tier, place, utilities
+from upweight.store.artifact import write_whole
+from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
 
 DROPPED = "dropped"
 SAMPLES = 12
@@ -152,41 +164,70 @@ def _reconcile(ledger: Mapping[str, Any], written: Mapping[str, Amounts]) -> Non
 def _write(
     config: Config, work: Work, files: list[Path], placed: list[Placed], utility: list[float]
 ) -> dict[str, Amounts]:
-    """Stream the texts into one file a tier; all files appear at the end together."""
-    building = work.out / ".building"
-    shutil.rmtree(building, ignore_errors=True)
-    (building / "documents").mkdir(parents=True)
-    written: dict[str, Amounts] = {name: {} for name in [*(tier.name for tier in config.tiers), DROPPED]}
-    with ExitStack() as stack, work.monitor.track("mix", total=float(len(placed)), unit="documents") as bar:
+    """Write the texts, input file by input file and side by side: a file for each tier, and what is dropped."""
+    names = [*(tier.name for tier in config.tiers), DROPPED]
+    (work.out / DIRECTORY).mkdir(exist_ok=True)
+    start = 0
+    for place_of_file, file in enumerate(files):
+        stop = start + parquet.read_metadata(file).num_rows
+        fates = {"placed": placed[start:stop], "utility": utility[start:stop]}
+        write_whole(_kept(work.out, place_of_file, "fates.json"), json.dumps(fates))
+        start = stop
+    documents = work.out / "documents"
+    documents.mkdir(exist_ok=True)
+    expected = {_documents(work.out, name, number) for name in names for number in range(len(files))}
+    for left in set(documents.iterdir()) - expected:  # by an earlier run that was killed
+        left.unlink()
+    written: dict[str, Amounts] = {name: {} for name in names}
+    with (
+        RowWriter(work.out / f"{DROPPED}.parquet", DROPPED_SCHEMA) as drops,
+        work.monitor.track("mix", total=float(len(placed)), unit="documents") as bar,
+    ):
+        items = [(file, tuple(names)) for file in files]
+        for number, part in enumerate(in_parts(_write_part, items, work, bar, "write", units=float(len(placed)))):
+            for name, amounts in part["written"].items():
+                for source, amount in amounts.items():
+                    summed = written[name].setdefault(source, {"documents": 0, "bytes": 0})
+                    for unit in summed:
+                        summed[unit] += amount[unit]
+            for row in rows_of(_kept(work.out, number, f"{DROPPED}.parquet")):
+                drops.add(*row)
+    forget(work.out)
+    return written
+
+
+def _kept(out: Path, place_of_file: int, what: str) -> Path:
+    return out / DIRECTORY / f"{place_of_file:05d}.{what}"
+
+
+def _documents(out: Path, tier: str, number: int) -> Path:
+    return out / "documents" / f"{tier}-{number:05d}.parquet"
+
+
+def _write_part(item: tuple[Path, tuple[str, ...]], number: int, out: Path, tick: Tick) -> dict[str, Any]:
+    """Write the documents of one file to a file for each tier, and what is dropped of it."""
+    file, names = item
+    fates = json.loads(_kept(out, number, "fates.json").read_text())
+    written: dict[str, Amounts] = {name: {} for name in names}
+    row = 0
+    with ExitStack() as stack:
+        drops = stack.enter_context(RowWriter(_kept(out, number, f"{DROPPED}.parquet"), DROPPED_SCHEMA))
         writers = {
-            name: stack.enter_context(
-                parquet.ParquetWriter(building / f"{DROPPED}.parquet", DROPPED_SCHEMA)
-                if name == DROPPED
-                else parquet.ParquetWriter(building / "documents" / f"{name}.parquet", KEPT_SCHEMA)
-            )
-            for name in written
+            name: stack.enter_context(RowWriter(_documents(out, name, number), KEPT_SCHEMA))
+            for name in names
+            if name in {tier for tier, _ in fates["placed"]}
         }
-        row = 0
-        for batch in batches(files, size=5_000):
-            rows: dict[str, list[dict[str, Any]]] = {name: [] for name in written}
+        for batch in batches([file]):
             for document in batch:
-                tier, reason = placed[row]
-                known = {"id": document.id, "source": document.source, "utility": utility[row]}
+                (tier, reason), utility = fates["placed"][row], fates["utility"][row]
                 if tier is None:
-                    rows[DROPPED].append({**known, "reason": reason, "excerpt": excerpt(document.text)})
+                    drops.add(document.id, document.source, utility, reason, excerpt(document.text))
                 else:
-                    rows[tier].append({**known, "text": document.text, "tier": tier})
+                    writers[tier].add(document.id, document.text, document.source, tier, utility)
                 _count(written[tier or DROPPED], document.source, len(document.text.encode()))
                 row += 1
-            for name, writer in writers.items():
-                if rows[name]:
-                    writer.write_table(arrow.Table.from_pylist(rows[name], schema=writer.schema))
-            bar.advance(float(len(batch)))
-    shutil.rmtree(work.out / "documents", ignore_errors=True)
-    (building / f"{DROPPED}.parquet").replace(work.out / f"{DROPPED}.parquet")
-    (building / "documents").replace(work.out / "documents")
-    building.rmdir()
-    return written
+            tick(len(batch))
+    return {"written": written}
 
 
 def _samples(

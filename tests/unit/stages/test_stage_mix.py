@@ -1,14 +1,16 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
 from upweight.core.errors import UserError
-from upweight.core.work import Work
+from upweight.core.work import Machine, Work
 from upweight.curate.selection import Lift, Tier
 from upweight.stages import mix
+from upweight.store.parts import Tick
 
 # (id, text, source, score of every dimension, similarity); "é" is two bytes.
 ROWS = [
@@ -64,11 +66,13 @@ def test_tiers_dropped_and_ledger(inputs: dict[str, Path], tmp_path: Path) -> No
     # high has 8 bytes: a and c; b (4 bytes) and d go to medium.
     tiers = {path.stem: parquet.read_table(path).to_pylist() for path in (out / "documents").iterdir()}
     assert {name: [row["id"] for row in rows] for name, rows in tiers.items()} == {
-        "high": ["a", "c"],
-        "medium": ["b", "d"],
+        "high-00000": ["a"],
+        "high-00001": ["c"],
+        "medium-00000": ["b"],
+        "medium-00001": ["d"],
     }
-    assert tiers["high"][1]["utility"] == pytest.approx(7 / 9 + 0.2)
-    assert set(tiers["high"][0]) == {"id", "text", "source", "tier", "utility"}
+    assert tiers["high-00001"][0]["utility"] == pytest.approx(7 / 9 + 0.2)
+    assert set(tiers["high-00000"][0]) == {"id", "text", "source", "tier", "utility"}
     dropped = parquet.read_table(out / "dropped.parquet").to_pylist()
     assert [(row["id"], row["reason"], row["excerpt"]) for row in dropped] == [("e", "safety below 2", "eeee")]
     ledger = json.loads((out / "ledger.json").read_text())
@@ -84,17 +88,43 @@ def test_tiers_dropped_and_ledger(inputs: dict[str, Path], tmp_path: Path) -> No
     assert sorted(path.name for path in out.iterdir()) == ["documents", "dropped.parquet", "ledger.json"]
 
 
-def test_a_killed_run_is_overwritten_with_the_same_bytes(inputs: dict[str, Path], tmp_path: Path) -> None:
+def _files(root: Path) -> dict[Path, bytes]:
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean, resumed = tmp_path / "clean", tmp_path / "resumed"
-    (resumed / ".building" / "documents").mkdir(parents=True)
-    (resumed / ".building" / "documents" / "old.parquet").write_bytes(b"PAR1")
-    (resumed / "documents").mkdir()
+    (resumed / "documents").mkdir(parents=True)
     (resumed / "documents" / "old.parquet").write_bytes(b"PAR1")
+    (resumed / "documents" / ".high-00000.parquet.building").write_bytes(b"PAR1")
     clean.mkdir()
-    for out in (clean, resumed):
-        mix.run(CONFIG, Work(out, inputs))
-    files = {path.relative_to(clean): path.read_bytes() for path in clean.rglob("*") if path.is_file()}
-    assert files == {path.relative_to(resumed): path.read_bytes() for path in resumed.rglob("*") if path.is_file()}
+    mix.run(CONFIG, Work(clean, inputs))
+    write, made = mix._write_part, []
+
+    def stopped(item: tuple[Path, tuple[str, ...]], number: int, out: Path, tick: Tick) -> dict[str, Any]:
+        made.append(number)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return write(item, number, out, tick)
+
+    monkeypatch.setattr(mix, "_write_part", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        mix.run(CONFIG, Work(resumed, inputs))
+    mix.run(CONFIG, Work(resumed, inputs))
+    assert made == [0, 1, 1]
+    assert _files(resumed) == _files(clean)
+
+
+def test_the_number_of_workers_changes_nothing(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upweight.store.parts.WORTH_PROCESSES", 1)
+    for workers in (1, 2):
+        (tmp_path / str(workers)).mkdir()
+        mix.run(CONFIG, Work(tmp_path / str(workers), inputs, Machine(workers=workers)))
+    assert _files(tmp_path / "1") == _files(tmp_path / "2")
 
 
 def test_a_ledger_that_does_not_add_up_is_a_defect() -> None:
