@@ -120,7 +120,7 @@ def search_vectors(rows: int, queries: int, width: int) -> tuple[float, float]:
     """Hybrid queries a CPU-second, batched, and the recall of the ten nearest vectors against brute force."""
     from upweight.core.records import Document
     from upweight.curate.embed import Embedder
-    from upweight.curate.retrieval import Database, Seed, brute_force
+    from upweight.curate.retrieval import Database, Embedded, Seed, brute_force
 
     random = np.random.default_rng(0)
     centres = random.normal(size=(256, width)).astype(np.float32)
@@ -148,7 +148,7 @@ def search_vectors(rows: int, queries: int, width: int) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as directory:
         database = Database(Path(directory), embedder)
-        database.add(documents())
+        database.add(Embedded.by(embedder, batch) for batch in documents())
         asked = [Seed(f"{number * 7 % rows}", tuple(draw.choices(words, k=4))) for number in range(queries)]
         begin = _cpu()
         database.search(asked, hits=10)

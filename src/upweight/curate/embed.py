@@ -6,6 +6,7 @@ random to a few hundred dimensions, which keeps cosines up to about 1/sqrt(width
 near "counts". A sentence-transformers model by name is the other choice, for closeness of meaning beyond shared words.
 """
 
+import hashlib
 import re
 import zlib
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,19 @@ class HashedEmbedder(Embedder):
             self._documents += 1
         if words:
             np.add.at(self._documents_with, [hashed(word)[0] for word in words], list(words.values()))
+
+    def save_counts(self, path: Path) -> None:
+        """Write what `count` has learnt."""
+        np.savez(path, documents_with=self._documents_with, documents=self._documents)
+
+    def fingerprint(self) -> str:
+        """Of what `count` has learnt."""
+        return hashlib.sha256(self._documents_with.tobytes()).hexdigest()[:16]
+
+    def load_counts(self, path: Path) -> None:
+        """Take over what another of the same width and seed has learnt."""
+        with np.load(path) as stored:
+            self._documents_with, self._documents = stored["documents_with"], int(stored["documents"])
 
     def rarity(self) -> Float32[np.ndarray, " bucket"]:
         """The inverse document frequency of each bucket, ln((1 + documents) / (1 + documents with it)) + 1."""

@@ -11,7 +11,7 @@ over the table. Both are exact. Documents that tie at the end of a list are left
 be in it depends on nothing that matters.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +43,18 @@ class Hit(NamedTuple):
     document_id: str
     fused: float
     cosine: float
+
+
+class Embedded(NamedTuple):
+    """Some documents and their vectors."""
+
+    documents: Sequence[Document]
+    vectors: Float32[np.ndarray, "document width"]
+
+    @classmethod
+    def by(cls, embedder: Embedder, documents: Sequence[Document]) -> "Embedded":
+        """The documents with the vectors that `embedder` gives them."""
+        return cls(documents, embedder.embed([document.text for document in documents]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +90,8 @@ class Database:
     def __len__(self) -> int:
         return int(self._table.count_rows()) if self._table is not None else 0
 
-    def add(
-        self,
-        batches: Iterable[Sequence[Document]],
-        embedded: Callable[[Float32[np.ndarray, "document width"]], None] | None = None,
-    ) -> None:
-        """Embed and store documents, a batch at a time. Ids are taken to be unique.
-
-        Args:
-            embedded: is handed the vectors of each batch.
-        """
+    def add(self, batches: Iterable[Embedded]) -> None:
+        """Store documents with their vectors, a batch at a time. Ids are taken to be unique."""
         schema = arrow.schema(
             [
                 ("row", arrow.int64()),
@@ -97,7 +101,7 @@ class Database:
                 ("vector", arrow.list_(arrow.float32(), self._embedder.width)),
             ]
         )
-        rows = (self._rows(batch, schema, embedded) for batch in batches if batch)
+        rows = (self._rows(batch, schema) for batch in batches if batch.documents)
         if self._table is None:
             self._table = self._connection.create_table(TABLE, data=rows, schema=schema)
         else:
@@ -166,19 +170,16 @@ class Database:
             self._known_ids = table.sort_by("row")["id"].combine_chunks()
         return self._known_ids
 
-    def _rows(self, batch: Sequence[Document], schema: Any, embedded: Callable[[Any], None] | None) -> Any:
-        vectors = self._embedder.embed([document.text for document in batch])
-        if embedded is not None:
-            embedded(vectors)
-        first = len(self._postings)
-        self._postings.add(words_of_text(document.text) for document in batch)
+    def _rows(self, batch: Embedded, schema: Any) -> Any:
+        first, documents = len(self._postings), batch.documents
+        self._postings.add(words_of_text(document.text) for document in documents)
         return arrow.RecordBatch.from_arrays(
             [
-                arrow.array(range(first, first + len(batch)), arrow.int64()),
-                arrow.array([document.id for document in batch], arrow.string()),
-                arrow.array([document.source for document in batch], arrow.string()),
-                arrow.array([document.text for document in batch], arrow.string()),
-                arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.reshape(-1)), self._embedder.width),
+                arrow.array(range(first, first + len(documents)), arrow.int64()),
+                arrow.array([document.id for document in documents], arrow.string()),
+                arrow.array([document.source for document in documents], arrow.string()),
+                arrow.array([document.text for document in documents], arrow.string()),
+                arrow.FixedSizeListArray.from_arrays(arrow.array(batch.vectors.reshape(-1)), self._embedder.width),
             ],
             schema=schema,
         )

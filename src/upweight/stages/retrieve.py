@@ -2,30 +2,37 @@
 
 Writes similarity.parquet (document_id, similarity 0-1, 0 where no seed hit it; its cluster where these are asked for)
 and hits.jsonl (what some seeds found).
+
+Vectors are made file by file and side by side (store/parts.py), and those that a killed run has made stay. The database
+is built of them in one go.
 """
 
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
+import torch
 from jaxtyping import Int64
 
 from upweight.core.errors import UserError
-from upweight.core.records import Document
 from upweight.core.work import Estimate, Summary, Work
 from upweight.curate.clusters import Clusters
 from upweight.curate.corpus import Listing, batches, document_files, excerpt, listing
 from upweight.curate.embed import Embedder, HashedEmbedder, SentenceEmbedder
 from upweight.curate.endpoint_embedder import EndpointEmbedder
-from upweight.curate.retrieval import KEY_WORDS, SEEDS_AT_ONCE, Database, Hit, Seed, closest
+from upweight.curate.retrieval import KEY_WORDS, SEEDS_AT_ONCE, Database, Embedded, Hit, Seed, closest
 from upweight.curate.scores import Scores
 from upweight.curate.seeds import SeedFile, SeedRule, chosen_rows
 from upweight.store.jsonl import iterate_jsonl, write_jsonl
+from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
 
 HASHED = "hashed"
 SEEDS_SHOWN = 20
@@ -66,24 +73,32 @@ def run(config: Config, work: Work) -> Summary:
     listed = listing(files)
     words = HashedEmbedder(config.dimensions, work.seed)
     words.count(_spread(files, len(listed.ids), config.counted_documents))
-    embedder = _embedder(config, words, work)
     directory = work.out / "database"
     shutil.rmtree(directory, ignore_errors=True)  # of an earlier run that was killed
+    (work.out / DIRECTORY).mkdir(exist_ok=True)
+    words.save_counts(_counts(work.out))
+    learnt = words.fingerprint() if config.embedder == HASHED else ""
+    setting = _Setting(config.embedder, config.dimensions, work.seed, learnt, work.machine.device)
+    embedder = _embedder(setting, work.out)
+    total = float(len(listed.ids))
+    with work.monitor.track("embed", total=total, unit="documents") as bar:
+        items = [(file, setting) for file in files]
+        for _ in in_parts(_embed, items, work, bar, "embed", units=total):
+            pass
     database = Database(directory, embedder)
-    with work.monitor.track("embed", total=float(len(listed.ids)), unit="documents") as bar:
+    with work.monitor.track("store", total=total, unit="documents") as bar:
 
-        def counted() -> Iterator[list[Document]]:
-            for batch in batches(files):
+        def stored() -> Iterator[Embedded]:
+            for batch in _embedded(files, work.out):
                 yield batch
-                bar.advance(float(len(batch)))
+                bar.advance(float(len(batch.documents)))
 
-        clusters: list[Int64[np.ndarray, " _"]] = []
-        if config.clusters:
-            sample = embedder.embed(list(_spread(files, len(listed.ids), config.counted_documents)))
-            found_clusters = Clusters.fit(sample, config.clusters, work.seed)
-            database.add(counted(), lambda vectors: clusters.append(found_clusters.of(vectors)))
-        else:
-            database.add(counted())
+        database.add(stored())
+    clusters: list[Int64[np.ndarray, " _"]] = []
+    if config.clusters:
+        sample = embedder.embed(list(_spread(files, len(listed.ids), config.counted_documents)))
+        found_clusters = Clusters.fit(sample, config.clusters, work.seed)
+        clusters = [found_clusters.of(batch.vectors) for batch in _embedded(files, work.out)]
     names, texts = _seeds(config, work, files, listed)
     seeds = [Seed(text, tuple(words.key_words(text, KEY_WORDS))) for text in texts]
     found: list[list[Hit]] = []
@@ -93,6 +108,7 @@ def run(config: Config, work: Work) -> Summary:
             bar.advance(float(len(found) - start))
     if not config.keep_database:
         shutil.rmtree(directory)
+    forget(work.out)
     similarity = closest(found)
     _write_similarity(work.out / "similarity.parquet", listed, similarity, clusters)
     shown = _shown(names, texts, found, files, listed)
@@ -108,13 +124,61 @@ def run(config: Config, work: Work) -> Summary:
     }
 
 
-def _embedder(config: Config, words: HashedEmbedder, work: Work) -> Embedder:
-    if config.embedder == HASHED:
+class _Setting(NamedTuple):
+    """What makes an embedder; `learnt` is the fingerprint of the frequencies of words."""
+
+    name: str
+    dimensions: int
+    seed: int
+    learnt: str
+    device: str
+
+
+@lru_cache(maxsize=1)
+def _embedder(setting: _Setting, out: Path) -> Embedder:
+    """Made once in each process."""
+    if setting.name == HASHED:
+        words = HashedEmbedder(setting.dimensions, setting.seed)
+        words.load_counts(_counts(out))
         return words
-    if config.embedder.startswith(("http://", "https://")):
-        url, _, model = config.embedder.partition("#")
+    if setting.name.startswith(("http://", "https://")):
+        url, _, model = setting.name.partition("#")
         return EndpointEmbedder(url, model)
-    return SentenceEmbedder(config.embedder, work.machine.device)
+    return SentenceEmbedder(setting.name, setting.device)
+
+
+def _counts(out: Path) -> Path:
+    return out / DIRECTORY / "counts.npz"
+
+
+def _vectors(out: Path, place: int) -> Path:
+    return out / DIRECTORY / f"{place:05d}.vectors"
+
+
+def _embed(item: tuple[Path, _Setting], place: int, out: Path, tick: Tick) -> dict[str, Any]:
+    """Write the vectors of the documents of one file, one after the other."""
+    file, setting = item
+    if parent_process() is not None:
+        torch.set_num_threads(1)  # one of several workers
+    embedder = _embedder(setting, out)
+    with _vectors(out, place).open("wb") as vectors:
+        for batch in batches([file]):
+            embedder.embed([document.text for document in batch]).tofile(vectors)
+            tick(len(batch))
+    return {"width": embedder.width}
+
+
+def _embedded(files: list[Path], out: Path) -> Iterator[Embedded]:
+    """All documents with the vectors that were made of them, a batch at a time."""
+    for place, file in enumerate(files):
+        rows = parquet.read_metadata(file).num_rows
+        if not rows:
+            continue
+        vectors = np.memmap(_vectors(out, place), np.float32, "r").reshape(rows, -1)
+        start = 0
+        for batch in batches([file]):
+            yield Embedded(batch, np.asarray(vectors[start : start + len(batch)]))
+            start += len(batch)
 
 
 def _spread(files: list[Path], total: int, most: int) -> Iterator[str]:

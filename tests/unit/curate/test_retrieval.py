@@ -7,7 +7,7 @@ import pytest
 from upweight.core.records import Document
 from upweight.curate.embed import HashedEmbedder
 from upweight.curate.postings import Ranked
-from upweight.curate.retrieval import Database, Hit, Seed, brute_force, closest, fusion
+from upweight.curate.retrieval import Database, Embedded, Hit, Seed, brute_force, closest, fusion
 
 WORDS = [f"{first}{last}" for first in "bdfgklmnprst" for last in ("ale", "ine", "oru", "umi", "eth", "ock", "arn")]
 
@@ -29,7 +29,7 @@ def embedder(documents: list[Document]) -> HashedEmbedder:
 @pytest.fixture(scope="module")
 def database(documents: list[Document], embedder: HashedEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Database:
     database = Database(tmp_path_factory.mktemp("database"), embedder)
-    database.add([documents[:200], [], documents[200:]])
+    database.add(Embedded.by(embedder, part) for part in (documents[:200], [], documents[200:]))
     return database
 
 
@@ -77,9 +77,9 @@ def test_a_condition_bounds_the_search_and_the_database_can_be_reopened(
     documents: list[Document], embedder: HashedEmbedder, tmp_path: Path
 ) -> None:
     first = Database(tmp_path, embedder)
-    first.add([documents[:50]])
+    first.add([Embedded.by(embedder, documents[:50])])
     again = Database(tmp_path, embedder)
-    again.add([documents[50:100]])
+    again.add([Embedded.by(embedder, documents[50:100])])
     assert len(again) == 100
     seed = Seed(documents[60].text, tuple(embedder.key_words(documents[60].text, 5)))
     assert again.search([seed], hits=3)[0][0].document_id == "d060"

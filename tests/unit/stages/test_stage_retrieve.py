@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -9,6 +10,7 @@ from upweight.core.errors import UserError
 from upweight.core.work import Estimate, Work
 from upweight.curate.seeds import SeedFile, SeedRule
 from upweight.stages import retrieve
+from upweight.store.parts import Tick
 from upweight.synthesize.stories import StoryDocuments
 
 COUNT = 400
@@ -52,6 +54,32 @@ def test_every_document_has_a_similarity_and_two_runs_agree(inputs: dict[str, Pa
     shown = [json.loads(line) for line in (outs[0] / "hits.jsonl").read_text().splitlines()]
     assert len(shown) == 20
     assert all(hit["document_id"] not in seed["seed"] for seed in shown for hit in seed["hits"])
+
+
+def test_a_killed_run_goes_on_with_the_files_that_are_left(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = retrieve.Config(seeds=(SeedRule(count=5),), hits=5, clusters=3)
+    embed, made = retrieve._embed, []
+
+    def stopped(item: Any, place: int, out: Path, tick: Tick) -> dict[str, Any]:
+        made.append(place)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return embed(item, place, out, tick)
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for out in (whole, resumed):
+        out.mkdir()
+    retrieve.run(config, Work(whole, inputs, seed=5))
+    monkeypatch.setattr(retrieve, "_embed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        retrieve.run(config, Work(resumed, inputs, seed=5))
+    retrieve.run(config, Work(resumed, inputs, seed=5))
+    assert made == [0, 1, 1]
+    for name in ("similarity.parquet", "hits.jsonl"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+    assert sorted(path.name for path in resumed.iterdir()) == ["hits.jsonl", "similarity.parquet"]
 
 
 def test_clusters_are_told_where_they_are_asked_for(inputs: dict[str, Path], tmp_path: Path) -> None:
