@@ -4,7 +4,8 @@
     dv = p^T dy,  dp = dy v^T,  ds = p (dp - sum(p dp)),  dq = ds k / sqrt(size),  dk = ds^T q / sqrt(size)
 
 A tile is some rows of the batch, `QUERIES` queries and the keys that any of them can see: from the beginning of the
-first query's sequence to the last query. What the future and other sequences of the row hold is mostly never computed.
+first query's sequence to the last query, and those of a prompt that this sequence shares with others, which may stand
+far before it. What the future and other sequences of the row hold is mostly never computed.
 Query heads that share a key fold into the rows of one product, without a copy: queries lie by time, then by head. A
 tile's scores stay in the processor's cache, which is where most of the speed comes from: untiled, the same products
 take about three times as long, and torch's own attention 1.3 to 1.6 times (docs/log).
@@ -42,12 +43,20 @@ class Tile:
 
     Attributes:
         bias: what is added to the scores of the last keys of the tile (0 or -inf); all see the keys before them.
+        shared: keys that come before `keys`: a shared prompt, where other sequences stand between it and the queries'.
     """
 
     rows: slice
     queries: slice
     keys: slice
     bias: Float[Tensor, "rows 1 query 1 last"]
+    shared: slice
+
+    @property
+    def scores(self) -> int:
+        """Of each head."""
+        keys = _length(self.keys) + _length(self.shared)
+        return _length(self.rows) * _length(self.queries) * keys
 
 
 def tiles_of(
@@ -101,6 +110,7 @@ def _tiles_of_span(
         for index, first in enumerate(range(span.start, span.stop, QUERIES)):
             end = min(first + QUERIES, span.stop)
             begin = 0 if begins is None else min(begins[at][index] for at in place)
+            shared = slice(0, 0)
             if begins is None or (ends and all(_one_sequence(begins[at], ends[at], index, begin) for at in place)):
                 bias = past.get(end - first)
                 if bias is None:
@@ -108,20 +118,36 @@ def _tiles_of_span(
                     bias = past[end - first] = _bias(causal[None])
             else:
                 assert segments is not None
-                part = segments[first_row:last_row]
-                seen = part[:, first:end, None] == part[:, None, begin:end]
+                part, places = segments[first_row:last_row], torch.arange(begin, end)
+                if prefixes is not None and len(place) == 1:
+                    shared, begin = _apart(part[0], begin, first)
+                    places = torch.cat((torch.arange(shared.start, shared.stop), torch.arange(begin, end)))
+                seen = part[:, first:end, None] == part[:, None, places]
                 if prefixes is not None:
-                    seen |= prefixes[first_row:last_row, first:end, None] == part[:, None, begin:end]
-                bias = _bias(seen & (torch.arange(first, end)[:, None] >= torch.arange(begin, end)))
+                    seen |= prefixes[first_row:last_row, first:end, None] == part[:, None, places]
+                bias = _bias(seen & (torch.arange(first, end)[:, None] >= places))
             place_held = first - span.start + offset
             parts = slice(first_row, last_row), slice(place_held, place_held + end - first), slice(begin, end)
-            tiles.append(Tile(*parts, bias[:, None, :, None]))
+            tiles.append(Tile(*parts, bias[:, None, :, None], shared))
     return tiles
 
 
 def _one_sequence(begins: list[int], ends: list[int], index: int, begin: int) -> bool:
     """Whether all queries of a tile belong to the one sequence that begins with the tile's first key."""
     return index < len(ends) and begins[index] == begin == ends[index]
+
+
+def _apart(segments: Tensor, begin: int, first: int) -> tuple[slice, int]:
+    """The prompt at `begin` that the segment of the query at `first` continues, and where that segment itself begins.
+
+    Between the two stand others that continue the same prompt. Later queries need no other prompt that stands before.
+    """
+    before = segments[begin : first + 1]
+    own = begin + int((before == before[-1]).nonzero()[0, 0])
+    prompt = int((before == before[0]).sum())
+    if begin + prompt >= own:
+        return slice(0, 0), begin
+    return slice(begin, begin + prompt), own
 
 
 def _bias(seen: Tensor) -> Tensor:
@@ -187,13 +213,13 @@ class _TiledAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
         row, kv_heads, time, group, size = query.shape
         out = query.new_empty(row, time, kv_heads, group, size)
-        scores = sum(_length(tile.rows) * _length(tile.queries) * _length(tile.keys) for tile in tiles)
+        scores = sum(tile.scores for tile in tiles)
         keep = any(ctx.needs_input_grad) and scores * kv_heads * group <= KEPT_SCORES
         kept = []
         with torch.autocast("cpu", enabled=False):
             for tile in tiles:
                 probabilities = _probabilities(tile, query, key)
-                seen = torch.bmm(probabilities, _of(value, tile.rows, tile.keys))
+                seen = torch.bmm(probabilities, _of(value, tile))
                 out[tile.rows, tile.queries] = _unfold(seen, query, tile).transpose(1, 2)
                 if keep:
                     kept.append(probabilities)
@@ -211,13 +237,13 @@ class _TiledAttention(torch.autograd.Function):
         for index, tile in enumerate(ctx.tiles):
             probabilities = kept[index] if kept else _probabilities(tile, query, key)
             gradient = _folded(outer, tile)
-            by_probability = torch.bmm(gradient, _of(value, tile.rows, tile.keys).transpose(1, 2))
+            by_probability = torch.bmm(gradient, _of(value, tile).transpose(1, 2))
             by_score = torch._softmax_backward_data(by_probability, probabilities, -1, probabilities.dtype)
-            of_tile = torch.bmm(by_score, _of(key, tile.rows, tile.keys))
+            of_tile = torch.bmm(by_score, _of(key, tile))
             by_query[tile.rows, :, tile.queries] = _unfold(of_tile, query, tile)
             # not baddbmm_, which falls back to one product at a time where its target is a part of a tensor
-            _of(by_value, tile.rows, tile.keys).add_(torch.bmm(probabilities.transpose(1, 2), gradient))
-            _of(by_key, tile.rows, tile.keys).add_(torch.bmm(by_score.transpose(1, 2), _folded(query, tile)))
+            _add(by_value, tile, torch.bmm(probabilities.transpose(1, 2), gradient))
+            _add(by_key, tile, torch.bmm(by_score.transpose(1, 2), _folded(query, tile)))
         return by_query, by_key.to(key.dtype), by_value.to(value.dtype), None
 
 
@@ -232,7 +258,7 @@ def _turn(heads: Tensor, rotations: Tensor, out: Tensor) -> None:
 
 def _probabilities(tile: Tile, query: Tensor, key: Tensor) -> Tensor:
     """[rows x kv_head, query x group, key]"""
-    scores = torch.bmm(_folded(query, tile), _of(key, tile.rows, tile.keys).transpose(1, 2))
+    scores = torch.bmm(_folded(query, tile), _of(key, tile).transpose(1, 2))
     # a bias of another dtype would have the scores copied there and back
     _unfold(scores, query, tile)[..., -tile.bias.shape[-1] :].add_(tile.bias.to(scores.dtype))
     return torch.softmax(scores, dim=-1)
@@ -250,7 +276,21 @@ def _unfold(folded: Tensor, query: Tensor, tile: Tile) -> Tensor:
     return unfolded
 
 
-def _of(whole: Tensor, rows: slice, keys: slice) -> Tensor:
+def _of(whole: Tensor, tile: Tile) -> Tensor:
+    """The tile's keys, or values: [rows x kv_head, key, size]; a view where no prompt stands apart."""
+    own = _part(whole, tile.rows, tile.keys)
+    return torch.cat((_part(whole, tile.rows, tile.shared), own), dim=1) if _length(tile.shared) else own
+
+
+def _add(total: Tensor, tile: Tile, gradient: Tensor) -> None:
+    """Add what is laid out like `_of` to where it came from."""
+    prompt = _length(tile.shared)
+    if prompt:
+        _part(total, tile.rows, tile.shared).add_(gradient[:, :prompt])
+    _part(total, tile.rows, tile.keys).add_(gradient[:, prompt:])
+
+
+def _part(whole: Tensor, rows: slice, keys: slice) -> Tensor:
     """A view of some keys or values: [rows x kv_head, key, size]."""
     part: Tensor = whole[rows, :, keys].flatten(0, 1)
     return part

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from upweight.core.batches import PADDING
 from upweight.core.errors import UserError
+from upweight.core.packing import lay, strip
 from upweight.model import layers, tiled_attention, transformer
 from upweight.model.cache import Cache
 from upweight.model.config import ModelConfig
@@ -177,6 +178,47 @@ def test_a_tile_within_one_sequence_masks_only_its_own_future(monkeypatch: pytes
         (8, 12, 4),
         (12, 16, 4),
     ]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_tiles_skip_what_stands_between_a_shared_prompt_and_its_continuations(
+    monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    monkeypatch.setattr(tiled_attention, "QUERIES", 4)
+    monkeypatch.setattr(tiled_attention, "KEPT_SCORES", 1 << 20 if keep else 0)
+    # a prompt of 3 with continuations of 5, 6 and 2; a sequence of its own; a prompt of 2 with continuations of 3 and 4
+    parts = [(3, 0), (5, 0), (6, 0), (2, 0), (4, 4), (2, 5), (3, 5), (4, 5)]
+    strips = [strip(range(length), [1.0] * length) for length, _ in parts]
+    batch = lay(strips, [range(8)], 31, follows={n: prefix for n, (_, prefix) in enumerate(parts) if n != prefix})
+    assert batch.prefixes is not None
+    own = batch.segments[:, :, None] == batch.segments[:, None, :]
+    seen = (own | (batch.prefixes[:, :, None] == batch.segments[:, None, :])) & torch.ones(31, 31).tril().bool()
+    starts = seen.float().argmax(-1)
+    tiles = tiled_attention.tiles_of(1, 31, 4, batch.segments, starts, batch.prefixes)
+    found = [
+        (tile.queries.start, tile.shared.start, tile.shared.stop, tile.keys.start, tile.keys.stop) for tile in tiles
+    ]
+    assert found == [
+        (0, 0, 0, 0, 4),
+        (4, 0, 0, 0, 8),  # the first continuation stands right behind the prompt
+        (8, 0, 3, 8, 12),  # places 3 to 7 are the first one's
+        (12, 0, 3, 8, 16),  # the second and the third
+        (16, 0, 0, 16, 20),
+        (20, 0, 0, 20, 24),
+        (24, 0, 0, 20, 28),
+        (28, 20, 22, 25, 31),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(1, 31, 2, 4, 6, generator=generator, requires_grad=True)
+    rotations = torch.polar(torch.ones(1, 31, 1, 1, 3), torch.randn(1, 31, 1, 1, 3, generator=generator))
+    out = tiled_attention.attend_in_tiles(qkv, rotations, tiles)
+    real = (batch.segments >= 0)[0]
+    plain = plain_attention(qkv, rotations, seen)
+    torch.testing.assert_close(out[:, real], plain[:, real])
+    outer = torch.randn(out.shape, generator=generator) * real[None, :, None]
+    (ours,) = torch.autograd.grad(out, qkv, outer)
+    (theirs,) = torch.autograd.grad(plain, qkv, outer)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_of_many_tiles_add_up_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
