@@ -7,6 +7,7 @@ Several continuations of one prompt can share it: see `bundles`.
 """
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -153,9 +154,20 @@ def lay(
 
 
 def pack(strips: Sequence[Strip], capacity: int) -> TokenBatch:
-    """All strips in one batch, best fit; a strip longer than `capacity` makes the rows as long as it is."""
-    longest = max((len(part.tokens) for part in strips), default=1)
-    return lay(strips, best_fit([len(part.tokens) for part in strips], max(capacity, longest)))
+    """All strips in one batch of few rows: as many as best fit needs at `capacity` places (or at as many as the longest
+    strip takes), and these as short as they can be, since what no strip fills is padding that costs like any token."""
+    lengths = [len(part.tokens) for part in strips]
+    most = max(lengths, default=1)
+    widest = max(capacity, most)
+    rows = best_fit(lengths, widest)
+    narrowest = max(most, math.ceil(sum(lengths) / max(1, len(rows))))
+    while narrowest < widest:
+        tried = best_fit(lengths, (narrowest + widest) // 2)
+        if len(tried) <= len(rows):
+            rows, widest = tried, (narrowest + widest) // 2
+        else:
+            narrowest = (narrowest + widest) // 2 + 1
+    return lay(strips, rows)
 
 
 def pack_bundles(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from upweight.core.errors import UserError
-from upweight.core.packing import best_fit, lay, strip
+from upweight.core.packing import pack, strip
 from upweight.core.records import Pair
 from upweight.core.work import Estimate, Summary, Work
 from upweight.model.heads import ScalarHead
@@ -119,9 +119,8 @@ def _members(tokenizer: Tokenizer, pair: Pair) -> Members:
 def ranked_batch(pairs: Sequence[Members], row_tokens: int) -> RankedBatch:
     """The pairs as one packed batch: sequence 2 i is pair i's chosen member, 2 i + 1 its rejected one."""
     strips = [strip(tokens, [True] * len(tokens)) for pair in pairs for tokens in pair]
-    lengths = [len(part.tokens) for part in strips]
     numbers = torch.arange(len(pairs))
-    return RankedBatch(lay(strips, best_fit(lengths, max([row_tokens, *lengths]))), 2 * numbers, 2 * numbers + 1)
+    return RankedBatch(pack(strips, row_tokens), 2 * numbers, 2 * numbers + 1)
 
 
 def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dict[str, float]:

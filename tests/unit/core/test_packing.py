@@ -52,6 +52,18 @@ def test_odd_shapes() -> None:
         strip([1, 2], [True])
 
 
+def test_packed_rows_are_no_longer_than_they_need_to_be() -> None:
+    strips = [strip(range(n), [1.0] * n) for n in (7, 6, 5, 4, 3)]
+    # 25 places need two rows of up to 20; 7 + 6 and 5 + 4 + 3 are the two shortest
+    batch = pack(strips, 20)
+    assert batch.tokens.shape == (2, 13)
+    assert batch.token_count == 25
+    assert pack(strips, 25).tokens.shape == (1, 25)
+    lengths = [int(n) for n in np.random.default_rng(1).integers(96, 289, 8)]
+    batch = pack([strip(range(n), [1.0] * n) for n in lengths], 512)
+    assert batch.tokens.numel() < 1.1 * sum(lengths)
+
+
 def test_branches_by_hand() -> None:
     strips = branches([7, 8, 9], [([4, 5], [1.0, 0.5]), ([6], [1.0])])
     batch = lay(strips, [[0, 1, 2]], 8, follows={1: 0, 2: 0})
