@@ -98,9 +98,10 @@ def _calls(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _first(value: Any) -> Any:
-    """The first of the possible values, within objects too."""
+    """The first of the possible values, within objects too, whose fields are lists of possible values or plain ones."""
     if isinstance(value, dict):
-        return {key: _first(next(v for v in some if v != "")) for key, some in value.items() if "" not in some}
+        fields = {key: some if isinstance(some, list) else [some] for key, some in value.items()}
+        return {key: _first(next(v for v in some if v != "")) for key, some in fields.items() if "" not in some}
     return [_first(item) if isinstance(item, dict) else item for item in value] if isinstance(value, list) else value
 
 
