@@ -24,7 +24,7 @@ def normalise(text: str) -> str:
     Unicode composed (NFC), one kind of line end, no control characters, zero-width spaces or lone surrogates, no blanks
     at the ends of lines, at most two blank lines in a row, nothing around it.
     """
-    if text.isascii() and not _is_changed(text.encode()):
+    if text.isascii() and not _is_changed(text):
         return text.strip()
     text = _UNSEEN.sub("", _LINE_ENDS.sub("\n", text))
     if not text.isascii():  # composed after the removals: what stood apart may now stand together
@@ -37,8 +37,12 @@ _ASCII_BLANKS = b" \t\n\r\f\v\x1c\x1d\x1e\x1f"
 _ASCII_WORDLIKE = bytes(code for code in range(128) if chr(code).isalnum()) + b"_"
 
 
-def _is_changed(data: bytes) -> bool:
-    """Whether there is anything in an ASCII text for the slower way to change, at the speed of copying it."""
+def _is_changed(text: str) -> bool:
+    """Whether there is anything in an ASCII text for the slower way to change. Most texts are told by their lines."""
+    lines = text.split("\n")
+    if all(map(str.isprintable, lines)) and not any(line.endswith(" ") for line in lines):
+        return lines.count("") > 2 and "\n\n\n\n" in text
+    data = text.encode()
     return (
         len(data.translate(None, _ASCII_REMOVED)) < len(data)
         or b" \n" in data

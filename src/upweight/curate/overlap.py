@@ -139,8 +139,11 @@ def _candidates(signed: UInt32[np.ndarray, "document value"], method: MinHash) -
         first_of_bucket = order[np.repeat(starts, np.diff(starts, append=len(order)))]
         later = np.flatnonzero(same) + 1
         found += [np.stack([order[later - 1], order[later]], 1), np.stack([first_of_bucket[later], order[later]], 1)]
-    pairs = worded[np.concatenate(found)] if found else np.zeros((0, 2), np.int64)
-    return np.unique(pairs, axis=0) if len(pairs) else pairs.reshape(0, 2)
+    pairs = worded[np.concatenate(found)]
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    new = np.ones(len(order), bool)
+    new[1:] = (pairs[order[1:]] != pairs[order[:-1]]).any(1)
+    return pairs[order[new]]
 
 
 def _keys(values: UInt32[np.ndarray, "document row"]) -> UInt64[np.ndarray, " document"]:

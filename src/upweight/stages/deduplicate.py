@@ -6,6 +6,7 @@ reserved_*.jsonl. Writes documents/*.parquet and dropped.parquet (id, source, re
 """
 
 import json
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -158,7 +159,8 @@ def _decide(config: Config, work: Work, counts: list[int]) -> None:
     In memory are 16 bytes a document for its key and some 40 for the clusters; ids and signatures stay on the disk.
     """
     out, starts = work.out, np.cumsum([0, *counts])
-    total = int(starts[-1])
+    firsts: list[int] = starts.tolist()
+    total = firsts[-1]
     stays = np.ones(total, bool)
     fates: list[dict[int, _Fate]] = []
     for place, start in enumerate(starts[:-1].tolist()):
@@ -169,8 +171,8 @@ def _decide(config: Config, work: Work, counts: list[int]) -> None:
     first = _first_equal(keys, stays)
 
     def place_of(row: int) -> tuple[int, int]:
-        place = int(np.searchsorted(starts, row, side="right")) - 1
-        return place, row - int(starts[place])
+        place = bisect_right(firsts, row) - 1
+        return place, row - firsts[place]
 
     @lru_cache(maxsize=1_000)
     def ids_of(place: int) -> Any:
