@@ -169,10 +169,14 @@ def write_corpus(directory: Path, count: int, files: int = 4) -> str:
     import pyarrow.parquet as parquet
 
     directory.mkdir(parents=True, exist_ok=True)
-    made = texts(count)
+    made, schema = texts(count), arrow.schema([("text", arrow.string())])
     for number in range(files):
-        rows = [next(made) for _ in range(count // files)]
-        parquet.write_table(arrow.table({"text": rows}), directory / f"{number}.parquet")
+        left = count // files
+        with parquet.ParquetWriter(directory / f"{number}.parquet", schema) as writer:
+            while left:
+                rows = [next(made) for _ in range(min(1_000, left))]
+                writer.write_table(arrow.table({"text": rows}, schema))
+                left -= len(rows)
     return str(directory / "*.parquet")
 
 
@@ -272,10 +276,20 @@ def rows_below(directory: Path) -> int:
     return sum(parquet.read_metadata(file).num_rows for file in directory.rglob("*.parquet"))
 
 
-def peak_of(count: int, directory: str) -> float:
-    """Documents through our stages; the peak of memory is what is asked for."""
-    pattern = write_corpus(Path(directory) / f"corpus{count}", count)
-    return our_stages(pattern, str(Path(directory) / f"out{count}"))
+def written(count: int, directory: str) -> float:
+    """Writes a corpus, apart from what is measured."""
+    write_corpus(Path(directory), count)
+    return float(count)
+
+
+def bounded_stages(pattern: str, out: str, most_bytes: int) -> float:
+    """Documents through our stages; the process may not hold more than so much memory of its own, 0 for any amount.
+
+    Files that are only mapped do not count.
+    """
+    if most_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+    return our_stages(pattern, out)
 
 
 PIPELINES: Mapping[str, Mapping[str, Callable[..., float]]] = {
@@ -328,11 +342,17 @@ def rows_of(name: str, chosen: argparse.Namespace) -> list[tuple[str, str, str, 
         return [(work, "goal of 500 queries a CPU-second", figures, ratio([speed], [500.0]))]
     if name == "memory":
         with tempfile.TemporaryDirectory() as directory:
-            counts = (chosen.documents, 4 * chosen.documents)
-            peaks = [spent(peak_of, count, directory)[2] for count in counts]
+            counts, peaks = (chosen.documents, 4 * chosen.documents), []
+            for count in counts:
+                corpus = Path(directory) / f"corpus{count}"
+                spent(written, count, str(corpus))
+                out = str(Path(directory) / f"out{count}")
+                peaks.append(spent(bounded_stages, str(corpus / "*.parquet"), out, int(chosen.limit_mb * 1e6))[2])
         figures = " and ".join(
             f"{peak / 1e6:,.0f} MB for {count:,} documents" for peak, count in zip(peaks, counts, strict=True)
         )
+        if chosen.limit_mb:
+            figures += f", within {chosen.limit_mb:,} MB of its own"
         return [
             ("memory of ingest and deduplicate", "four times the documents", figures, ratio([peaks[1]], [peaks[0]]))
         ]
@@ -346,12 +366,14 @@ def main() -> None:
     parser.add_argument("work", nargs="+", choices=["tagging", "decontamination", "search", "memory", *PIPELINES])
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--vectors", type=int, default=100_000)
+    parser.add_argument("--limit-mb", type=int, default=0, help="of memory: what the process may hold of its own")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--write", action="store_true", help="put the rows into docs/benchmarks.md")
     chosen = parser.parse_args()
     for name in chosen.work:
         size = f"--vectors {chosen.vectors}" if name == "search" else f"--documents {chosen.documents}"
         command = f"python -m benchmarks.curation {name} {size} --rounds {chosen.rounds}"
+        command += f" --limit-mb {chosen.limit_mb}" if name == "memory" and chosen.limit_mb else ""
         made = [
             Row(work, peer, figures, found, command, machine(), "one thread")
             for work, peer, figures, found in rows_of(name, chosen)
