@@ -30,6 +30,7 @@ from upweight.curate.corpus import (
     listing,
     rows_of,
 )
+from upweight.curate.proxy import learn
 from upweight.curate.scores import Scores, read_clusters, read_similarity
 from upweight.curate.selection import DEFAULT_WEIGHTS, Lift, Placed, Tier, place, utilities
 from upweight.store.artifact import write_whole
@@ -69,6 +70,8 @@ class Config:
     tiers: best first; a document goes to the first that has room for it.
     weights: of the quality dimensions in the utility, by name.
     weights_by_source: other weights for the sources that a pattern matches ("math-*"), one at most.
+    proxy: a file of what a proxy measured of some documents, JSON lines with id and value, higher for more useful: the
+        weights are learnt from it, and `weights` is what is believed before (curate/proxy.py).
     floors: the least score of each named dimension; a document below one is dropped, whatever its utility.
     lift: how far similarity may raise a document.
     """
@@ -76,6 +79,7 @@ class Config:
     tiers: tuple[Tier, ...] = (Tier("high", share=0.4, min_utility=0.5), Tier("medium", min_utility=0.35))
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     weights_by_source: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    proxy: str | None = None
     floors: Mapping[str, int] = field(default_factory=lambda: dict(DEFAULT_FLOORS))
     lift: Lift = field(default_factory=Lift)
 
@@ -90,11 +94,16 @@ def run(config: Config, work: Work) -> Summary:
     listed = listing(files)
     scores = Scores.read(work.inputs["tags"] / "tags.parquet", listed.ids)
     similarity = read_similarity(work.inputs["similarity"] / "similarity.parquet", listed.ids)
+    weights: Mapping[str, float] = config.weights
+    learnt: dict[str, Any] = {}
+    if config.proxy is not None:
+        weights, figures = learn(Path(config.proxy), listed.ids, scores, config.weights, work.seed)
+        learnt = {"learnt_weights": {"weights": dict(weights), **figures}}
     utility = utilities(
         scores,
         similarity,
         listed.sources,
-        weights=config.weights,
+        weights=weights,
         weights_by_source=config.weights_by_source,
         lift=config.lift,
     )
@@ -117,6 +126,7 @@ def run(config: Config, work: Work) -> Summary:
             for source, amount in sorted(ledger["raw"].items())
         },
         "reasons": dict(Counter(reason for tier, reason in placed if tier is None).most_common(20)),
+        **learnt,
         "utility": {f"{share:.2f}": round(float(np.quantile(utility, share)), 4) for share in (0, 0.25, 0.5, 0.75, 1)},
         "ledger": ledger,
         "samples": _samples(config, files, listed, placed, values, similarity.tolist()),
