@@ -27,6 +27,7 @@ from upweight.core.records import Sample
 from upweight.core.work import Machine
 from upweight.evals.estimators import OverRuns, over_runs
 from upweight.evals.measure import difference, summary
+from upweight.evals.setting import asked_name
 from upweight.store.artifact import LocalStore, write_whole
 from upweight.store.jsonl import read_jsonl
 
@@ -125,7 +126,7 @@ def _measure(goal: Step) -> tuple[list[str], str, str]:
     if goal.stage_name == "predict":
         return [*goal.config.families], "the share of useless documents ranked below a useful one", "documents"
     measure = f"avg@{goal.config.samples} at temperature {goal.config.limits.temperature:g}"
-    return [*goal.config.problems], measure, "problems"
+    return [*goal.config.problems, *map(asked_name, goal.config.benchmarks)], measure, "problems"
 
 
 def outcome(recipes: Mapping[int, Recipe], stores: Mapping[int, LocalStore]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ my_benchmark.py            a benchmark of one's own
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from upweight.app.find import find_module
@@ -16,7 +15,7 @@ from upweight.app.recipe import suggestion
 from upweight.core.errors import UserError
 from upweight.core.protocols import Benchmark, Verifier
 from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
-from upweight.evals.setting import Setting, benchmark_names, open_module, open_named
+from upweight.evals.setting import Setting, asked_name, benchmark_names, open_module, open_named
 from upweight.verify.answers import AnswerVerifier
 from upweight.verify.code_tests import CodeVerifier
 from upweight.verify.gym import GymVerifier
@@ -44,12 +43,9 @@ def find_benchmark(given: str, setting: Setting) -> Benchmark:
     """The benchmark that `given` names."""
     if given.endswith(".py"):
         return open_module(find_module(given), given, setting)
-    asked, _, data = given.partition("=")
-    name, _, parts = asked.partition(":")
+    name = asked_name(given)
     if name in benchmark_names():
-        return open_named(
-            name, replace(setting, data=Path(data) if data else None, parts=tuple(filter(None, parts.split("+"))))
-        )
+        return open_named(given, setting)
     path = Path(given)
     if path.is_file() or path.suffix == ".jsonl":
         verifiers: Mapping[str, Verifier] = {

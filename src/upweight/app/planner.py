@@ -4,7 +4,11 @@
 
 This machine: speed is the fastest matrix product of the model's width, measured in a fraction of a second; attained the
 share of it that training and sampling reach here, since attention, norms, the optimizer and small batches leave the
-multipliers idle: measured constants, set against actual times in every report.
+multipliers idle, the less the wider the model is:
+
+    attained = width / (width + half)          half: the width at which half of the speed is reached, measured
+
+set against actual times in every report.
 
 A described one (app/cluster.py): speed is the peak of its GPUs, sampling is bound by the bandwidth of their memory, and
 training takes at least the time in which FSDP moves weights and gradients over the links:
@@ -28,13 +32,12 @@ from upweight.app.console import NARROW, count, duration, size
 from upweight.app.environment import resident_memory_bytes
 from upweight.app.recipe import Recipe, Step
 from upweight.core.work import Estimate, Machine
+from upweight.model.config import usual_width
 from upweight.train.speed import peak_flops_per_second
 
-ATTAINED = 0.5
-SAMPLED = 0.15
-"""The share that decoding attains here: measured at 1M parameters and 256 rows, 0.14 to 0.16."""
-PARAMETERS_A_WIDTH_SQUARED = 48
-"""A transformer of width w and 4 layers has about 12 x 4 x w^2 parameters, which gives the width for a count."""
+HALF_TRAINED, HALF_SAMPLED = 128.0, 600.0
+"""Measured on a CPU in float32 (docs/log.md): of training 0.5 at width 128 and 0.77 at 576; of decoding 0.15 to 0.2 at
+width 128 and 256 rows, 0.4 at 576 and 32 rows."""
 STATE_BYTES = 16
 """Weights, gradients and two moments in float32, for each parameter that is trained."""
 GATHERED_SHARE = 1 / 8
@@ -63,15 +66,17 @@ class Speed:
     def flops_per_second(self, parameters: float | int) -> float:
         """The speed at the width of a model of so many parameters."""
         dtype = "float32" if torch.device(self.machine.device).type == "cpu" else "bfloat16"
-        return peak_flops_per_second((parameters / PARAMETERS_A_WIDTH_SQUARED) ** 0.5, self.machine.device, dtype)
+        return peak_flops_per_second(usual_width(parameters), self.machine.device, dtype)
 
-    def seconds(self, estimate: Estimate) -> float:
-        """How long work of this cost takes here."""
+    def seconds(self, estimate: Estimate, parameters: float | int = 0) -> float:
+        """How long work of this cost takes here. A step that makes no model computes with one of `parameters`."""
         if not estimate.flops:
             return estimate.seconds
-        speed = self.flops_per_second(estimate.parameters)
-        trained = (estimate.flops - estimate.sampled_flops) / (ATTAINED * speed)
-        return trained + estimate.sampled_flops / (SAMPLED * speed) + estimate.seconds
+        size = estimate.parameters or parameters
+        speed, width = self.flops_per_second(size), usual_width(size)
+        trained = (estimate.flops - estimate.sampled_flops) * (1 + HALF_TRAINED / width)
+        sampled = estimate.sampled_flops * (1 + HALF_SAMPLED / width)
+        return (trained + sampled) / speed + estimate.seconds
 
 
 def estimates(recipe: Recipe) -> dict[str, Estimate]:
@@ -90,15 +95,13 @@ def plan(recipe: Recipe, machine: Machine, cluster: Cluster | None = None) -> li
     if cluster is not None:
         return [_on_cluster(step, costs[step.name], machine, cluster) for step in recipe.steps()]
     speed, base = Speed(machine), resident_memory_bytes()
-    return [
-        Planned(
-            step.name,
-            step.stage_name,
-            replace(costs[step.name], memory_bytes=costs[step.name].memory_bytes + base),
-            speed.seconds(costs[step.name]),
-        )
-        for step in recipe.steps()
-    ]
+    planned = []
+    for step in recipe.steps():
+        cost = costs[step.name]
+        used = max((costs[source.name].parameters for source in step.inputs.values()), default=0)
+        whole = replace(cost, memory_bytes=cost.memory_bytes + base)
+        planned.append(Planned(step.name, step.stage_name, whole, speed.seconds(cost, used)))
+    return planned
 
 
 def _on_cluster(step: Step, cost: Estimate, machine: Machine, cluster: Cluster) -> Planned:

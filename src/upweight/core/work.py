@@ -139,6 +139,8 @@ class Estimate:
         memory_bytes: peak of one process.
         disk_bytes: size of the artifact.
         parameters: of the model that the step makes; 0 where it makes none.
+        token_bytes: what training that model keeps of one token for the gradient, in float32; 0 where nobody knows.
+        records: by file of the artifact, how many it will hold, as far as that is known.
         vocabulary: tokens of the tokenizer that the step makes; 0 where it makes none.
         seconds: overhead that flops do not explain (documents read, programs run), on one core.
     """
@@ -149,6 +151,8 @@ class Estimate:
     memory_bytes: float | int = 0.0
     disk_bytes: float | int = 0.0
     parameters: float | int = 0.0
+    token_bytes: float | int = 0.0
+    records: Mapping[str, float | int] = field(default_factory=dict)
     vocabulary: int = 0
     seconds: float | int = 0.0
 

@@ -6,7 +6,7 @@ makes one.
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -46,9 +46,20 @@ def benchmark_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
-def open_named(name: str, setting: Setting) -> Benchmark:
-    """The benchmark of that name. Raises UserError where there is none, or it lacks what it needs."""
-    return open_module(importlib.import_module(f"{PACKAGE}.{name}"), name, setting)
+def asked_name(given: str) -> str:
+    """The name in "name", "name:part+part", "name=data" or "name:part=data"."""
+    return given.partition("=")[0].partition(":")[0]
+
+
+def open_named(given: str, setting: Setting) -> Benchmark:
+    """The benchmark of that name, of those parts, with its data in that file: "gpqa:Physics=gpqa_diamond.csv".
+
+    Raises UserError where it lacks what it needs, ModuleNotFoundError where there is none.
+    """
+    name, (asked, _, data) = asked_name(given), given.partition("=")
+    parts = tuple(filter(None, asked.partition(":")[2].split("+")))
+    own = replace(setting, data=Path(data) if data else None, parts=parts)
+    return open_module(importlib.import_module(f"{PACKAGE}.{name}"), name, own)
 
 
 def open_module(module: ModuleType, given: str, setting: Setting) -> Benchmark:

@@ -6,6 +6,12 @@ from upweight.core.errors import UserError
 from upweight.model.rope import RopeScaling
 
 
+def usual_width(parameters: float | int) -> float:
+    """The width of a model of so many parameters, as models usually are: about twenty times as wide as they are deep,
+    so that 12 x layers x width^2 is 0.6 x width^3. 118 for 1M, 607 for 135M, 2,370 for 8B."""
+    return float((max(1.0, parameters) / 0.6) ** (1 / 3))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A decoder of the Llama family.
@@ -62,6 +68,11 @@ class ModelConfig:
         attention += self.head_size * (slots * self.qkv_bias + 2 * self.qk_norm)
         layer = attention + 3 * self.width * self.ffn + 2 * self.width
         return (2 - self.tied) * self.vocab_size * self.width + self.layers * layer + self.width
+
+    def activation_bytes_per_token(self) -> float:
+        """What training keeps of one token for the gradient, in float32: of each layer about 14 vectors of the model's
+        width and three of the feed-forward's, and what goes into the first."""
+        return 4.0 * (self.layers * (14 * self.width + 3 * self.ffn) + self.width)
 
     def flops_per_token(self, context: int) -> float:
         """Floating-point operations of reading one token forwards, causal attention over `context` tokens included.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upweight.core.work import Estimate, Summary, Work
+from upweight.model.config import usual_width
 from upweight.model.hub_config import UnsupportedModel
 from upweight.model.language_model import fingerprint, load, save
 from upweight.model.weights import read_config
@@ -49,15 +50,31 @@ def run(config: Config, work: Work) -> Summary:
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Reading and writing the weights, in fp32. Of a hub model the size is read from its name: a plan loads nothing."""
-    parameters = _parameters(config.source)
-    return Estimate(memory_bytes=8 * parameters, disk_bytes=4 * parameters, parameters=parameters, seconds=2.0)
+    parameters, token_bytes = _size(config.source)
+    return Estimate(
+        memory_bytes=8 * parameters,
+        disk_bytes=4 * parameters,
+        parameters=parameters,
+        token_bytes=token_bytes,
+        seconds=2.0,
+    )
 
 
-def _parameters(source: str) -> float:
+def _size(source: str) -> tuple[float, float]:
+    """Parameters, and what training keeps of a token: by the configuration, or as it usually is of such a size."""
     if (Path(source) / "config.json").exists():
         try:
-            return float(read_config(source).parameter_count())
+            shape = read_config(source)
         except UnsupportedModel:  # a wrapped model says its size once it is open
-            return sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) / 4
+            parameters = sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) / 4
+            return parameters, _usual_token_bytes(parameters)
+        return float(shape.parameter_count()), shape.activation_bytes_per_token()
     size = SIZE_IN_NAME.search(source)
-    return float(size[1]) * {"M": 1e6, "B": 1e9}[size[2]] if size else 0.0
+    parameters = float(size[1]) * {"M": 1e6, "B": 1e9}[size[2]] if size else 0.0
+    return parameters, _usual_token_bytes(parameters)
+
+
+def _usual_token_bytes(parameters: float) -> float:
+    """Of layers of 22 vectors of the model's width (see ModelConfig.activation_bytes_per_token), as many as usual."""
+    width = usual_width(parameters)
+    return 4.0 * width / 20 * 22 * width

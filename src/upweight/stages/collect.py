@@ -130,6 +130,9 @@ def _reserved(problem: Problem, share: float) -> bool:
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """As large as the files that are there; a problem of reasoning-gym takes about 10 ms to make and try."""
     files = [Path(given) for given in (*config.files.values(), config.pairs) if isinstance(given, str) and given]
-    drawn = sum(len(given.families) * given.count for given in config.files.values() if isinstance(given, Gym))
+    made = {name: len(given.families) * given.count for name, given in config.files.items() if isinstance(given, Gym)}
+    drawn = sum(made.values())
+    shares = {"": 1 - config.reserved_share, "reserved_": config.reserved_share}
+    records = {f"{side}{name}.jsonl": share * count for name, count in made.items() for side, share in shares.items()}
     size = sum(path.stat().st_size for path in files if path.exists()) + 2000 * drawn
-    return Estimate(disk_bytes=size, seconds=size / 5e7 + 0.01 * drawn, memory_bytes=2e8 + 3 * size)
+    return Estimate(disk_bytes=size, seconds=size / 5e7 + 0.01 * drawn, memory_bytes=2e8 + 3 * size, records=records)

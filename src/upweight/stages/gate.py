@@ -24,6 +24,8 @@ from upweight.synthesize.roles import Checkpoint, cast
 from upweight.verify.reward import RewardConfig, open_verifier
 
 EXAMPLES = 3
+KEPT_SHARE = 0.6
+"""Of the problems, for the plan: over three seeds of the quickstart 0.62 to 0.67."""
 ORIGIN = "measured_by.json"
 
 
@@ -121,11 +123,12 @@ def _example(one: Measured) -> dict[str, Any]:
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """Each sample reads the prompt's cache and writes about half of the tokens allowed; two operations a parameter."""
+    """Each sample reads the prompt's cache and writes about half of the tokens allowed; two operations a parameter.
+    Of the problems some three in five are kept, and no more are measured than that takes."""
     model = inputs["model"]
-    count = listed(config.problems)
+    count = listed(config.problems, inputs["problems"].records if "problems" in inputs else {})
     if config.enough:
-        count = min(count, 2 * config.enough)
+        count = min(count, config.enough / KEPT_SHARE)
     tokens = count * config.gate.count * config.limits.max_new_tokens / 2
     return Estimate(
         tokens=tokens,
@@ -133,5 +136,6 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         sampled_flops=2.0 * model.parameters * tokens,
         memory_bytes=4 * model.parameters + 8e8,
         disk_bytes=1500.0 * count,
-        seconds=0.005 * count * config.gate.count if config.reward.kind == "code" else 0.0,
+        records={"problems.jsonl": KEPT_SHARE * count},
+        seconds=0.003 * count * config.gate.count if config.reward.kind == "code" else 0.0,
     )

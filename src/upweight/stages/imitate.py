@@ -114,7 +114,7 @@ def _right(rollout: Rollout, config: Config) -> list[Conversation]:
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Each sample writes about half of the tokens allowed; two operations a parameter and token."""
-    count = listed(config.problems)
+    count = listed(config.problems, inputs["problems"].records if "problems" in inputs else {})
     parameters = inputs[config.author.input].parameters if isinstance(config.author, Checkpoint) else 0.0
     tokens = count * config.samples * config.limits.max_new_tokens / 2
     return Estimate(
@@ -122,5 +122,6 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         flops=2 * parameters * tokens,
         memory_bytes=4 * parameters + 5e8,
         disk_bytes=1000.0 * count,
+        records={"conversations.jsonl": config.kept * count},
         seconds=0.01 * count,
     )

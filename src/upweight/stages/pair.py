@@ -153,7 +153,7 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         inputs[part.input].parameters if isinstance(part, Checkpoint) else 0.0
         for part in (config.teacher, config.student)
     )
-    count = listed(config.problems)
+    count = listed(config.problems, inputs["problems"].records if "problems" in inputs else {})
     by_teacher = count * config.teacher_samples * config.teacher_limits.max_new_tokens / 2
     by_student = count * config.student_samples * config.student_limits.max_new_tokens / 2
     return Estimate(
@@ -162,4 +162,5 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         sampled_flops=2 * (teacher * by_teacher + student * by_student),
         memory_bytes=4 * (teacher + student) + 8e8,
         disk_bytes=2500.0 * count * ASSUMED_KEPT_SHARE,
+        records={"pairs.jsonl": count * ASSUMED_KEPT_SHARE},
     )

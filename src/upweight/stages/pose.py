@@ -200,5 +200,16 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     checked = config.code + config.reserved_code
     problems = drawn + checked
     return Estimate(
-        seconds=6e-5 * drawn + 1e-3 * checked, disk_bytes=600.0 * problems, memory_bytes=2e8 + 2000 * problems
+        seconds=6e-5 * drawn + 1e-3 * checked,
+        disk_bytes=600.0 * problems,
+        memory_bytes=2e8 + 2000 * problems,
+        records={
+            "stem.jsonl": config.stem,
+            "code.jsonl": config.code,
+            "preference.jsonl": config.preference,
+            "reserved_stem.jsonl": config.reserved_stem,
+            "reserved_code.jsonl": config.reserved_code,
+            "gold.jsonl": config.gold_stem + config.gold_code,
+            "preference_pairs.jsonl": config.preference_pairs,
+        },
     )

@@ -182,11 +182,12 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     shape = ModelConfig(vocab_size=inputs["shards"].vocabulary, **dataclasses.asdict(config.shape))
     flops = sum(3 * phase.tokens * shape.flops_per_token(phase.context) for phase in config.phases)
     parameters = shape.parameter_count()
-    activations = config.microbatch_tokens * (shape.layers * (14 * shape.width + 3 * shape.ffn) + shape.width) * 4
+    activations = config.microbatch_tokens * shape.activation_bytes_per_token()
     return Estimate(
         tokens=sum(phase.tokens for phase in config.phases),
         flops=flops,
         memory_bytes=16 * parameters + activations + 6e8,
         disk_bytes=4 * parameters,
         parameters=parameters,
+        token_bytes=shape.activation_bytes_per_token(),
     )

@@ -125,7 +125,7 @@ def _written(config: Config, work: Work, refined: Sequence[Refined]) -> list[Rec
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Nothing but reading and writing where experts write; else a summary and a chain for each solution."""
-    count = inputs["refined"].disk_bytes / 6000
+    count = inputs["refined"].records.get("refined.jsonl", inputs["refined"].disk_bytes / 6000)
     parts = [part for part in (config.summariser, config.completer) if isinstance(part, Checkpoint)]
     each = count * config.asking.limits.max_new_tokens / 4
     sizes = [inputs[part.input].parameters for part in parts if part.input in inputs]
@@ -136,4 +136,5 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         memory_bytes=3e8 + sum(4 * size for size in sizes),
         disk_bytes=2000 * count,
         seconds=0.001 * count,
+        records={"conversations.jsonl": count},
     )

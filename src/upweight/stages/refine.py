@@ -182,7 +182,7 @@ def _example(trail: Trail) -> dict[str, Any]:
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Drafts by the checkpoints; the other parts only where checkpoints play them, each about one answer a round."""
-    count = listed(config.problems)
+    count = listed(config.problems, inputs["problems"].records if "problems" in inputs else {})
     drafted = count * config.loop.drafts * config.loop.draft_limits.max_new_tokens / 2
     asked = count * (1 + config.loop.rounds) * config.loop.asking.limits.max_new_tokens / 4
     flops, tokens, memory = 0.0, 0.0, 5e8
@@ -202,4 +202,5 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         memory_bytes=memory,
         disk_bytes=6000.0 * count,
         seconds=0.002 * count,
+        records={"trail.jsonl": count, "refined.jsonl": count},
     )

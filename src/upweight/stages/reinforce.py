@@ -508,7 +508,8 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         tokens=tokens,
         flops=model.parameters * tokens * (2 + 6 * (1 + 2 / config.group)),
         sampled_flops=model.parameters * tokens * 2,
-        memory_bytes=16 * model.parameters + 1.2e9,
+        memory_bytes=16 * model.parameters + config.batch_tokens * model.token_bytes + 6e8,
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,
+        token_bytes=model.token_bytes,
     )

@@ -145,11 +145,14 @@ def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dic
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Both members of each pair go forwards and backwards once an epoch."""
     model = inputs["model"]
-    tokens = config.epochs * 2 * 100 * max(1.0, inputs["pairs"].disk_bytes / 2000)
+    pairs = max(1.0, inputs["pairs"].records.get(config.file, inputs["pairs"].disk_bytes / 2000))
+    tokens = config.epochs * 2 * 100 * pairs
+    batch = 2 * 100 * min(pairs, config.pairs_a_batch)
     return Estimate(
         tokens=tokens,
         flops=6 * model.parameters * tokens,
-        memory_bytes=16 * model.parameters + 1e9,
+        memory_bytes=16 * model.parameters + batch * model.token_bytes + 5e8,
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,
+        token_bytes=model.token_bytes,
     )

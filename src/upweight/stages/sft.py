@@ -229,14 +229,19 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     return Estimate(
         tokens=tokens,
         flops=6 * model.parameters * tokens,
-        memory_bytes=16 * model.parameters + 1e9,
+        memory_bytes=16 * model.parameters + config.microbatch_tokens * model.token_bytes + 5e8,
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,
+        token_bytes=model.token_bytes,
     )
 
 
 def _expected(part: Source, inputs: Mapping[str, Estimate]) -> float:
     """Conversations of a part: as many as it may give, but no more than fit into the artifact that it is read from."""
     count = float(part.most or ASSUMED_CONVERSATIONS)
-    artifact = inputs.get(part.file.partition("/")[0]) if isinstance(part, Part) else None
-    return min(count, artifact.disk_bytes / BYTES_A_CONVERSATION) if artifact and artifact.disk_bytes else count
+    name, _, file = part.file.partition("/") if isinstance(part, Part) else ("", "", "")
+    artifact = inputs.get(name, Estimate())
+    if file in artifact.records:
+        held = float(artifact.records[file])
+        return min(held, float(part.most)) if part.most else held
+    return min(count, artifact.disk_bytes / BYTES_A_CONVERSATION) if artifact.disk_bytes else count

@@ -370,7 +370,7 @@ def _truncation(
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Both responses of each pair go through the teacher once; about 100 tokens a response."""
-    pairs = max(1.0, inputs["pairs"].disk_bytes / 2000)
+    pairs = max(1.0, inputs["pairs"].records.get("pairs.jsonl", inputs["pairs"].disk_bytes / 2000))
     tokens = 200 * pairs
     teacher = inputs[config.teacher.input].parameters if isinstance(config.teacher, Checkpoint) else 0.0
     return Estimate(

@@ -61,9 +61,16 @@ def read_portions(directory: Path, portions: Portions) -> list[Problem]:
     return list(found.values())
 
 
-def listed(portions: Portions) -> int:
-    """How many problems a plan reckons with."""
-    return sum(_take(portion).count or ASSUMED_PROBLEMS for portion in portions.values())
+def listed(portions: Portions, records: Mapping[str, float | int]) -> float:
+    """How many problems a plan reckons with, of an artifact whose files hold so many `records`, as far as is known."""
+    return sum((_expected(_take(portion), records.get(file)) for file, portion in portions.items()), 0.0)
+
+
+def _expected(take: Take, held: float | int | None) -> float:
+    if held is None:
+        return float(take.count or ASSUMED_PROBLEMS)
+    left = max(0.0, float(held) - take.after)
+    return min(left, float(take.count)) if take.count else left
 
 
 def _take(portion: int | Take) -> Take:

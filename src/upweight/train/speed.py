@@ -14,28 +14,34 @@ WIDEST_ON_CPU = 512
 
 def peak_flops_per_second(width: float | int, device: str, dtype: str) -> float:
     """Operations a second of the largest matrix product of a layer of about this width; measured once in a process."""
-    widest = WIDEST_ON_CPU if torch.device(device).type == "cpu" else WIDEST
-    rounded = 2 ** round(math.log2(max(NARROWEST, min(widest, width))))
-    return _measured(rounded, device, dtype)
+    on_cpu = torch.device(device).type == "cpu"
+    rounded = 2 ** round(math.log2(max(NARROWEST, min(WIDEST_ON_CPU if on_cpu else WIDEST, width))))
+    return _measured(rounded, device, dtype) * (torch.get_num_threads() if on_cpu else 1)
 
 
 @functools.cache
 def _measured(width: int, device: str, dtype: str) -> float:
     """[rows width] x [width 4 width] of random numbers (constant ones multiply faster on a GPU), the best of several.
 
-    On a CPU by processor time: other work on the machine slows the run, but is no part of the plan.
+    On a CPU that of one thread, by processor time: other work on the machine slows the run, but is no part of the plan,
+    and threads that wait for each other would count as working. Several products are timed at once, since the clock of
+    the processor is coarse.
     """
     place, kind = torch.device(device), getattr(torch, dtype)
     on_cpu = place.type == "cpu"
-    rows, products = (1024, 1) if on_cpu else (4096, 8)
+    rows, products = (1024, max(1, 2 ** (17 - 2 * width.bit_length()))) if on_cpu else (4096, 8)
     left = torch.randn(rows, width, device=place, dtype=kind)
     right = torch.randn(width, 4 * width, device=place, dtype=kind)
-    clock, threads = (time.process_time, torch.get_num_threads()) if on_cpu else (time.perf_counter, 1)
+    threads = torch.get_num_threads()
+    if on_cpu:
+        torch.set_num_threads(1)
+    clock = time.process_time if on_cpu else time.perf_counter
     best, began = math.inf, time.perf_counter()
     while time.perf_counter() - began < MEASURED_SECONDS:
         start = clock()
         for _ in range(products):
             product = left @ right
         product[0, 0].item()  # waits for the device
-        best = min(best, (clock() - start) / (products * threads))
+        best = min(best, (clock() - start) / products)
+    torch.set_num_threads(threads)
     return 2 * rows * width * 4 * width / best

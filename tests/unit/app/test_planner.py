@@ -2,14 +2,16 @@
 
 import io
 import socket
+from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 from small_stages import Count, Total
 
 from upweight.app.cluster import KNOWN, Cluster, describe
 from upweight.app.find import find_recipe
-from upweight.app.planner import ATTAINED, SAMPLED, Speed, plan, print_plan
+from upweight.app.planner import HALF_SAMPLED, HALF_TRAINED, Speed, plan, print_plan
 from upweight.app.recipe import Recipe, Step
 from upweight.core.errors import UserError
 from upweight.core.work import Estimate, Machine
@@ -24,10 +26,42 @@ def test_seconds_are_flops_by_speed_and_overhead() -> None:
     fast = speed.flops_per_second(1e6)
     assert fast > 1e8
     assert speed.flops_per_second(1e6) == fast  # measured once
-    assert speed.seconds(Estimate(flops=fast, seconds=2.0, parameters=1e6)) == 1 / ATTAINED + 2.0
+    width = (1e6 / 0.6) ** (1 / 3)  # 119: a little less than half is attained
+    trained = Estimate(flops=fast, seconds=2.0, parameters=1e6)
+    assert speed.seconds(trained) == pytest.approx((width + HALF_TRAINED) / width + 2.0)
     assert speed.seconds(Estimate()) == 0.0
     sampled = Estimate(flops=2 * fast, sampled_flops=fast, parameters=1e6)
-    assert speed.seconds(sampled) == pytest.approx(1 / ATTAINED + 1 / SAMPLED)
+    expected = (width + HALF_TRAINED) / width + (width + HALF_SAMPLED) / width
+    assert speed.seconds(sampled) == pytest.approx(expected)
+    # a step that makes no model computes with one of its inputs
+    assert speed.seconds(replace(sampled, parameters=0.0), 1e6) == pytest.approx(expected)
+
+
+def test_the_speed_of_a_processor_is_that_of_its_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = Speed(Machine()).flops_per_second(1e6)
+        torch.set_num_threads(2)
+        assert Speed(Machine()).flops_per_second(1e6) == 2 * one
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_a_step_reckons_with_is_what_its_inputs_will_hold() -> None:
+    recipe = find_recipe("quickstart", {})
+    planned = {item.step: item.estimate for item in plan(recipe, Machine())}
+    # all 2,600 stories 16 times, each half of the 96 tokens; no more than 1,600 / 0.6 are measured
+    assert planned["gate_rl_stem"].tokens == 2600 * 16 * 48
+    # 3,000 gold conversations twice, each a third of 256 tokens
+    assert planned["teacher"].tokens == 3000 * 2 * 256 / 3
+    # 240 stories and 60 programs, 8 samples of 48 tokens by 8 checkpoints
+    assert planned["evaluation"].tokens == 300 * 8 * 48 * 8
+    # a third of 1,800 problems give a pair: 19 batches of 32, 2 x 32 x 110 tokens in rows of 256, twice
+    assert planned["dpd"].tokens == 19 * 28 * 256 * 2
+    shape = recipe.step("base").config.shape
+    token_bytes = 4 * (shape.layers * (14 * shape.width + 3 * shape.ffn) + shape.width)
+    assert planned["dpd"].token_bytes == planned["rl_preference"].token_bytes == token_bytes
 
 
 def test_estimates_flow_from_inputs() -> None:

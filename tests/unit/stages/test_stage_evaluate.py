@@ -70,6 +70,28 @@ def test_resumed_by_file_with_the_same_bytes(work: Work) -> None:
     assert [path.read_bytes() for path in files] == contents
 
 
+def test_benchmarks_of_the_package_are_measured_by_name(work: Work, tmp_path: Path) -> None:
+    data = tmp_path / "gsm8k.jsonl"
+    rows = [{"question": f"Ann has {i} and {i}?", "answer": f"So it is.\n#### {2 * i}"} for i in range(9)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = replace(CONFIG, benchmarks=(f"gsm8k={data}",), count=3)
+    table = evaluate.run(config, work)
+    assert {(row["checkpoint"], row["family"]) for row in table["rows"]} == {
+        (name, family) for name in ("base", "sft") for family in ("stem", "gsm8k")
+    }
+    samples = read_jsonl(work.out / "samples" / "base.gsm8k.jsonl", Sample)
+    assert [one.answer for one in samples[:: config.samples]] == ["4", "10", "16"]  # 3 of 9, evenly
+    assert max(one.tokens for one in samples) <= config.limits.max_new_tokens
+    alone = evaluate.Config(problems={}, benchmarks=(f"gsm8k={data}",), samples=1, count=1, limits=config.limits)
+    (tmp_path / "alone").mkdir()
+    inputs = {"base": work.inputs["base"]}
+    assert len(evaluate.run(alone, Work(tmp_path / "alone", inputs))["rows"]) == 1
+    with pytest.raises(UserError, match="no benchmark 'gsm9k'"):
+        evaluate.Config(benchmarks=("gsm9k",))
+    with pytest.raises(UserError, match="each by its own name"):
+        evaluate.Config(problems={"gsm8k": "stem.jsonl"}, benchmarks=("gsm8k",))
+
+
 def test_a_bad_file_is_refused_before_anything_is_sampled(work: Work) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
         evaluate.run(evaluate.Config(problems={"stem": "stem.jsonl", "code": "none.jsonl"}), work)

@@ -159,4 +159,6 @@ def test_the_estimate_counts_what_the_artifact_can_hold() -> None:
     assert count(part, some=some) == 50
     assert count(replace(part, most=20), some=some) == 20
     assert count(replace(part, most=80), some=some) == 50
+    known = Estimate(disk_bytes=1e9, records={"c.jsonl": 70})
+    assert (count(part, some=known), count(replace(part, most=20), some=known)) == (70, 20)
     assert count(part, some=Estimate()) == count(part) == stage.ASSUMED_CONVERSATIONS  # nobody knows

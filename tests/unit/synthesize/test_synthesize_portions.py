@@ -45,5 +45,7 @@ def test_what_cannot_be_taken_is_refused(posed: Path) -> None:
 
 
 def test_a_plan_reckons_with_what_is_taken() -> None:
-    assert listed({"a.jsonl": 7, "b.jsonl": Take(5, after=100)}) == 12
-    assert listed({"a.jsonl": Take(after=100)}) == ASSUMED_PROBLEMS
+    assert listed({"a.jsonl": 7, "b.jsonl": Take(5, after=100)}, {}) == 12
+    assert listed({"a.jsonl": Take(after=100)}, {}) == ASSUMED_PROBLEMS
+    held = {"a.jsonl": 120, "b.jsonl": 3}
+    assert listed({"a.jsonl": Take(after=100), "b.jsonl": 5}, held) == 20 + 3
