@@ -20,7 +20,7 @@ from bokeh.model import Model
 from bokeh.resources import Resources
 
 from upweight.evals.curves import curves, intervals, read_metrics
-from upweight.store.artifact import MANIFEST, read_manifest
+from upweight.store.artifact import MANIFEST, building_identity, read_manifest
 
 EXAMPLES_A_FILE = 3
 FILES_A_STEP = 8
@@ -92,7 +92,7 @@ def render_page(inputs: Mapping[str, Path], title: str, ledger: Any = None, *, a
 
 def _view(name: str, path: Path, figures: dict[str, Model]) -> StepView:
     manifest = read_manifest(path / MANIFEST) if (path / MANIFEST).exists() else {}
-    identity = manifest.get("identity", {})
+    identity = manifest["identity"] if manifest else building_identity(path)
     charts = []
     for index, made in enumerate(curves(read_metrics(path / "metrics.jsonl"))):
         charts.append(f"{name}-{index}")

@@ -159,6 +159,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def building_identity(directory: Path) -> dict[str, Any]:
+    """What an artifact that is being built is made from; nothing where that was not written down (yet)."""
+    try:
+        identity = json.loads((directory / IDENTITY).read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return identity if isinstance(identity, dict) else {}
+
+
 def described(found: list[Difference]) -> str:
     """Differences in words: which field, what it was, what it is now."""
     return "; ".join(f"{item.field} was {_shown(item.stored)}, now {_shown(item.wanted)}" for item in found)

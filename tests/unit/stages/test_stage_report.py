@@ -110,11 +110,20 @@ def test_the_page(tmp_path: Path, inputs: dict[str, Path]) -> None:
 def test_while_a_run_goes_on(tmp_path: Path, inputs: dict[str, Path]) -> None:
     begun = tmp_path / "recipe" / ".building-sft"
     begun.mkdir()
+    source = next(iter(inputs))
+    identity = {"stage": "sft", "config": {"epochs": 3}, "inputs": {"model": {"step": source, "fingerprint": "0"}}}
+    (begun / ".identity.json").write_text(json.dumps(identity))
     (begun / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
     report.write_page({**inputs, "sft": begun}, tmp_path / "page.html", title="live")
+    (begun / ".identity.json").write_text("{")  # cut short
+    report.write_page({**inputs, "sft": begun}, tmp_path / "unknown.html", title="live")
     page = (tmp_path / "page.html").read_text()
     assert "3 of 4 steps are complete" in page
     assert "in progress" in page
+    link = '<a href="#step-sft">sft'
+    assert f"{link}<small>from {source}</small>" in page
+    unknown = (tmp_path / "unknown.html").read_text()
+    assert f"{link}</a>" in unknown
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
