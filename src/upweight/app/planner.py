@@ -35,7 +35,7 @@ from upweight.core.work import Estimate, Machine
 from upweight.model.config import usual_width
 from upweight.train.speed import peak_flops_per_second
 
-HALF_TRAINED, HALF_SAMPLED = 128.0, 600.0
+HALF_TRAINED, HALF_SAMPLED = 128.0, 500.0
 """Measured on a CPU in float32 (docs/log.md): of training 0.5 at width 128 and 0.77 at 576; of decoding 0.15 to 0.2 at
 width 128 and 256 rows, 0.4 at 576 and 32 rows."""
 STATE_BYTES = 16
