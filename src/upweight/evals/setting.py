@@ -52,13 +52,14 @@ def asked_name(given: str) -> str:
 
 
 def open_named(given: str, setting: Setting) -> Benchmark:
-    """The benchmark of that name, of those parts, with its data in that file: "gpqa:Physics=gpqa_diamond.csv".
+    """The benchmark of that name, of those parts, with its data in that file: "gpqa:Physics=gpqa_diamond.csv"; what is
+    not said is as `setting` has it.
 
     Raises UserError where it lacks what it needs, ModuleNotFoundError where there is none.
     """
     name, (asked, _, data) = asked_name(given), given.partition("=")
     parts = tuple(filter(None, asked.partition(":")[2].split("+")))
-    own = replace(setting, data=Path(data) if data else None, parts=parts)
+    own = replace(setting, data=Path(data) if data else setting.data, parts=parts or setting.parts)
     return open_module(importlib.import_module(f"{PACKAGE}.{name}"), name, own)
 
 
