@@ -28,8 +28,8 @@ from upweight.train.watch import watched
 
 ALL_PROCESSES = True
 
-MEMBER_TOKENS = 110
-"""Of one response with its prompt, for the plan: over three seeds of the quickstart 105 to 108."""
+ASSUMED_TOKENS = 110
+"""Of one response with its prompt, for the plan, where the pairs come from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     (forwards), a few pairs at a time, in rows that are filled up. All that a batch keeps is held at once."""
     model, teacher = inputs["model"], inputs.get("teacher", Estimate())
     pairs = max(1.0, inputs["pairs"].records.get("pairs.jsonl", inputs["pairs"].disk_bytes / 2000))
-    rows = math.ceil(min(pairs, config.pairs_a_batch) * 2 * MEMBER_TOKENS / config.row_tokens)
+    member = inputs["pairs"].record_tokens or ASSUMED_TOKENS
+    rows = math.ceil(min(pairs, config.pairs_a_batch) * 2 * member / config.row_tokens)
     batch = rows * config.row_tokens
     tokens = config.epochs * batch * math.ceil(pairs / config.pairs_a_batch)
     return Estimate(

@@ -20,6 +20,8 @@ from upweight.text.tokenizer import Tokenizer
 EXAMPLES = 3
 SAID_BIAS = 0.5
 """A length bias beyond which the person who waits is told."""
+PROMPT_TOKENS = 60
+"""Of a question, for the plan: over three seeds of the quickstart 58 to 60."""
 ASSUMED_KEPT_SHARE = 1 / 3
 """Of the problems, those that give a pair, for the plan."""
 
@@ -163,4 +165,6 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         memory_bytes=4 * (teacher + student) + 8e8,
         disk_bytes=2500.0 * count * ASSUMED_KEPT_SHARE,
         records={"pairs.jsonl": count * ASSUMED_KEPT_SHARE},
+        record_tokens=PROMPT_TOKENS
+        + max(config.teacher_limits.max_new_tokens, config.student_limits.max_new_tokens) / 2,
     )

@@ -57,8 +57,8 @@ def test_what_a_step_reckons_with_is_what_its_inputs_will_hold() -> None:
     assert planned["teacher"].tokens == 3000 * 2 * 256 / 3
     # 240 stories and 60 programs, 8 samples of 48 tokens by 8 checkpoints
     assert planned["evaluation"].tokens == 300 * 8 * 48 * 8
-    # a third of 1,800 problems give a pair: 19 batches of 32, 2 x 32 x 110 tokens in rows of 256, twice
-    assert planned["dpd"].tokens == 19 * 28 * 256 * 2
+    # a third of 1,800 problems give a pair: 19 batches of 32, 2 x 32 x (60 + 96 / 2) tokens in 27 rows of 256, twice
+    assert planned["dpd"].tokens == 19 * 27 * 256 * 2
     shape = recipe.step("base").config.shape
     token_bytes = 4 * (shape.layers * (14 * shape.width + 3 * shape.ffn) + shape.width)
     assert planned["dpd"].token_bytes == planned["rl_preference"].token_bytes == token_bytes
