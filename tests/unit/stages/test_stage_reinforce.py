@@ -52,10 +52,11 @@ class Fixed(Sampler):
     """Three tokens whatever is asked; remembers what was."""
 
     asked: list[list[str]]
+    stop: str = "end"
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
         self.asked.append([prompt[-1].content for prompt in prompts if not isinstance(prompt, str)])
-        return [[Completion((5, 6, 7), (-1.0,) * 3, "abc", "end", "fixed") for _ in range(count)] for _ in prompts]
+        return [[Completion((5, 6, 7), (-1.0,) * 3, "abc", self.stop, "fixed") for _ in range(count)] for _ in prompts]
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,20 @@ def test_dynamic_sampling_puts_other_problems_in_the_place_of_those_that_teach_n
         int(question.split()[2][:-1]) % 2 == 0 for question in plain.asked[0]
     )
     assert made.monitor.rows[0]["kept_share"] == 3 / len(asked)  # type: ignore[attr-defined]
+
+
+def test_what_is_cut_off_teaches_only_without_the_mask(tmp_path: Path, model: Path) -> None:
+    config = replace(CONFIG, objective=Grpo(mismatch_bound=100.0), problems_a_step=6)
+    masked, counted = (
+        loader(
+            replace(config, objective=replace(config.objective, mask_truncated=mask)), Fixed([], "length"), out, model
+        )
+        for mask, out in ((True, tmp_path / "a"), (False, tmp_path / "b"))
+    )
+    (nothing,), (batch,) = masked.next(SETTING), counted.next(SETTING)
+    assert nothing.sequences.weights.sum() == 0
+    # three of six problems are even and tell their four completions apart
+    assert (batch.advantages != 0).sum() == 12
 
 
 def test_a_refreshed_pool_is_what_the_policy_solves_now(tmp_path: Path, model: Path) -> None:
