@@ -155,6 +155,17 @@ def _shown(total: int, source: str, text: str) -> dict[str, object]:
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """About 1.5 MB of text a second and core; long documents are read in part. The tags take 30 bytes a document."""
+    """About 1.5 MB of text a second and core; long documents are read in part. The tags take 30 bytes a document.
+
+    An encoder takes 2 operations a parameter and token besides.
+    """
     size = inputs["documents"].disk_bytes * 2
-    return Estimate(tokens=size / 3, disk_bytes=size / 700 * 30, memory_bytes=4e8, seconds=2 + size / 1.5e6)
+    encoder = Path(config.weights) if config.weights else None
+    held = sum(file.stat().st_size for file in encoder.glob("*.safetensors")) if encoder and encoder.is_dir() else 0
+    return Estimate(
+        tokens=size / 3,
+        flops=2 * held / 4 * size / 3,
+        disk_bytes=size / 700 * 30,
+        memory_bytes=4e8 + 2 * held,
+        seconds=2 + size / 1.5e6,
+    )

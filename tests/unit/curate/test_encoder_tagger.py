@@ -11,8 +11,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from upweight.app.tagging import train_transformer
 from upweight.core.errors import UserError
-from upweight.core.work import Machine, Silent, Work
+from upweight.core.work import Estimate, Machine, Silent, Work
 from upweight.curate.encoder_tagger import EncoderTagger, ScoreHeads, expected, laid, open_tagger, token_ids
 from upweight.curate.encoder_training import Tuning, fine_tuned, train_encoder
 from upweight.curate.forest import Growth
@@ -133,6 +134,22 @@ def test_the_stage_takes_its_directory(trained: Path, tmp_path: Path) -> None:
     summary = tag.run(tag.Config(str(trained)), work)
     assert summary["documents"] == len(TEXTS)
     assert summary["tagger"]["encoder"]
+
+
+def test_the_command_trains_and_says_how_good_it_is(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = annotated(80)
+    rows = zip(documents.ids, documents.texts, documents.scores.tolist(), strict=True)
+    file = tmp_path / "annotated.jsonl"
+    file.write_text("\n".join(json.dumps({"id": name, "text": text, "scores": row}) for name, text, row in rows))
+    chosen = replace(tuning(encoder), epochs=0)
+    train_transformer(file, tmp_path / "tagger", chosen, Machine(threads=torch.get_num_threads()))
+    assert "| safety |" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["annotated.jsonl", "tagger"]
+    small = tag.estimate(tag.Config(), {"documents": Estimate(disk_bytes=1e6)})
+    large = tag.estimate(tag.Config(str(tmp_path / "tagger")), {"documents": Estimate(disk_bytes=1e6)})
+    assert small.flops == 0 < large.flops
 
 
 def test_what_is_no_tagger_is_named(encoder: Path, tmp_path: Path) -> None:
