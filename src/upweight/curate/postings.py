@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 SATURATION, LENGTH_SHARE = 1.2, 0.75
-POSTINGS_OF_SEGMENT = 8_000_000
-"""Pairs of word and document after which a segment is written: some 200 MB while it is built."""
+POSTINGS_OF_SEGMENT = 4_000_000
+"""Pairs of word and document after which a segment is written: 300 MB while it is built, 6 bytes a pair on disk."""
 
 
 class Ranked(NamedTuple):
@@ -86,7 +86,7 @@ class Postings:
         arrays = _Segment(
             hashes[by_hash],
             np.concatenate([[0], np.cumsum(np.bincount(word, minlength=len(hashes)))]),
-            rows[order],
+            rows[order].astype(np.uint32),
             np.minimum(np.array(self._times, np.int64), 0xFFFF).astype(np.uint16)[order],
             np.array(self._lengths, np.int32),
         )
@@ -121,7 +121,7 @@ class Postings:
             rows, times, lengths = [], [], []
             for segment, (starts, stops), first in zip(self._segments, places, firsts, strict=False):
                 part = slice(starts[number], stops[number])
-                rows.append(segment.rows[part])
+                rows.append(segment.rows[part].astype(np.int64))
                 times.append(segment.times[part])
                 lengths.append(segment.lengths[rows[-1] - first])
             if not rows:
