@@ -661,6 +661,8 @@ def _machine(hardware: Hardware):  # type: ignore[no-untyped-def]  # Machine: it
 
 def main() -> None:
     """The entry point. A UserError becomes one paragraph on stderr and its exit code; a defect shows its traceback."""
+    # read when torch loads, which is in the verbs: a thread that spins while it waits for another keeps a core from it
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app.cli(prog="upweight", description=DESCRIPTION)
     except UserError as error:

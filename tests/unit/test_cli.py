@@ -81,6 +81,15 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
 
 
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(upweight, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    upweight("--help")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    upweight("--help")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 def test_a_run_from_its_plan_to_its_end(upweight, small: Path) -> None:
     assert "total" in upweight("plan", "small_recipe.py").stdout
     assert "build     numbers" in upweight("run", "small_recipe.py", "--dry-run").stdout
