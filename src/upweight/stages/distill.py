@@ -7,6 +7,7 @@ The teacher runs beside the student (input "teacher"), or was stored by the stag
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Literal
 
 from upweight.core.errors import UserError
@@ -30,6 +31,8 @@ ALL_PROCESSES = True
 
 ASSUMED_TOKENS = 110
 """Of one response with its prompt, for the plan, where the pairs come from elsewhere."""
+COMPARED_PAIRS = 16
+"""Of how many pairs teacher and student are asked, before training, how likely the positives are."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def run(config: Config, work: Work) -> Summary:
     if config.sequence:
         size, rows = config.pairs_a_batch, config.row_tokens
         encoded = referenced(model, encoded, row_tokens=rows, pairs_a_batch=size, monitor=work.monitor)
+    likely = None if teacher is None else _likely(model, teacher, encoded, config, work)
     padded = teacher is not None and teacher.unembedding.shape[0] != model.unembedding.shape[0]
 
     objective = Dpd(
@@ -117,11 +121,36 @@ def run(config: Config, work: Work) -> Summary:
     return {
         "pairs": len(pairs),
         "teacher": "stored" if signal else "live" if teacher else "none",
+        "positives_likely": likely,
         "steps": loader.steps,
         "first": dict(first.terms) if first else None,
         "last": dict(last.terms) if last else None,
         "weights": fingerprint(model),
     }
+
+
+def _likely(
+    student: LanguageModel, teacher: LanguageModel, encoded: Sequence[EncodedPair], config: Config, work: Work
+) -> dict[str, float]:
+    """How likely the positives of some pairs are to both, as the mean log-probability of a response in nats.
+
+    A teacher to whom they are less likely than to the student is said aloud: both terms pull the student to it.
+    """
+    some = encoded[:: max(1, len(encoded) // COMPARED_PAIRS)][:COMPARED_PAIRS]
+    rows, size = config.row_tokens, config.pairs_a_batch
+    of_teacher = referenced(teacher, some, row_tokens=rows, pairs_a_batch=size)
+    of_student = some if config.sequence else referenced(student, some, row_tokens=rows, pairs_a_batch=size)
+    found = {
+        name: fmean(pair.reference_chosen for pair in told)
+        for name, told in (("student", of_student), ("teacher", of_teacher))
+    }
+    if found["teacher"] < found["student"]:
+        work.monitor.say(
+            f"the teacher gives the positives of {len(some)} pairs {found['teacher']:.1f} nats a response, the student "
+            f"{found['student']:.1f}: distilling from a teacher that knows the right answers less well than the "
+            "student does makes the student worse. Use a better teacher, or positive=0, negative=0 (DPO)"
+        )
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def _taught(config: Config, work: Work, tokenizer: Tokenizer) -> tuple[LanguageModel | None, Signal | None]:

@@ -211,11 +211,15 @@ def wsd(
     rope_base: float = 0.0,
     shape: Shape = "linear",
 ) -> Timeline:
-    """Vanilla warmup-stable-decay: one mixture throughout. A length of 0 leaves its phase out."""
+    """Vanilla warmup-stable-decay: one mixture throughout. A length of 0 leaves its phase out.
+
+    Unit i of the warmup, counted from 0, has the rate peak_lr (i + 1) / (warmup + 1): where the unit is a step, the
+    first one would otherwise train nothing.
+    """
     shares = mixture or {}
     phases = []
     if warmup:
-        phases.append(Phase("warmup", warmup, 0.0, peak_lr, shares, context, rope_base))
+        phases.append(Phase("warmup", warmup, peak_lr / (warmup + 1), peak_lr, shares, context, rope_base))
     if stable:
         phases.append(Phase("stable", stable, peak_lr, peak_lr, shares, context, rope_base, "constant"))
     if decay:

@@ -126,10 +126,10 @@ def test_the_plan_of_a_model_from_the_hub_loads_nothing(monkeypatch: pytest.Monk
     planned = {item.step: item.estimate for item in plan(recipe, Machine())}
     assert [*planned] == [step.name for step in recipe.steps()]
     trained = {name for name, estimate in planned.items() if estimate.parameters == 135e6}
-    assert trained == {"base", "sft", "teacher", "dpd"}
-    # 20 conversations, each a third of 256 tokens, although the part of the artifact says no number
-    assert planned["sft"].tokens == planned["teacher"].tokens == pytest.approx(20 * 256 / 3)
-    assert all(planned[name].tokens > 0 for name in ("solved", "pairs", "dpd", "evaluation"))
+    assert trained == {"base", "sft", "teacher", "dpd", "rl"}
+    # 12 conversations, each a third of 256 tokens, although the part of the artifact says no number
+    assert planned["sft"].tokens == planned["teacher"].tokens == pytest.approx(12 * 256 / 3)
+    assert all(planned[name].tokens > 0 for name in ("solved", "pairs", "dpd", "evaluation", "gate", "rl", "transfer"))
 
 
 def test_a_machine_of_ones_own() -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from small_models import work
 
 from upweight.core.errors import UserError
 from upweight.core.records import Completion, Message, Pair, Problem
+from upweight.core.work import Silent
 from upweight.model import weights
 from upweight.model.transformer import ModelConfig, Transformer, make_model
 from upweight.objectives.dpd import Dpd, TeacherError, pair_batch
@@ -186,6 +188,37 @@ def test_embeddings_padded_to_another_size_are_no_other_vocabulary(tmp_path: Pat
     wide = checkpoint(tmp_path / "wide", 5, width=24, padding=30)
     inputs = {"model": student, "teacher": wide, "pairs": pairs}
     assert distilled(tmp_path, "dpd", inputs)["first"]["positive"] > 0
+
+
+class _Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def test_a_teacher_who_knows_the_positives_less_well_is_said_aloud(
+    tmp_path: Path, pairs: Path, student: Path, teacher: Path
+) -> None:
+    ran = {}
+    for name, learns, teaches in (("forth", student, teacher), ("back", teacher, student)):
+        for terms, sequence in (("all", 1.0), ("no_dpo", 0.0)):
+            inputs, heard = {"model": learns, "teacher": teaches, "pairs": pairs}, _Listening()
+            config = distill.Config(sequence=sequence, learning_rate=1e-3, optimizer=OptimizerConfig(kind="adamw"))
+            told = distill.run(config, replace(work(tmp_path / name / terms, inputs), monitor=heard))
+            ran[name, terms] = told["positives_likely"], heard.said
+    likely, said = ran["forth", "all"]
+    assert likely["teacher"] != likely["student"]
+    assert ran["forth", "no_dpo"] == (likely, said)
+    turned, also_said = ran["back", "all"]
+    assert turned == {"student": likely["teacher"], "teacher": likely["student"]}
+    worse = said if likely["teacher"] < likely["student"] else also_said
+    assert len(said) + len(also_said) == 1
+    assert "makes the student worse" in worse[0]
 
 
 class _Vllm(BaseHTTPRequestHandler):

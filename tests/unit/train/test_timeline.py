@@ -83,6 +83,12 @@ def test_special_cases() -> None:
     assert warmup_decay(20, 1.0, 0.1).tokens == 20
 
 
+def test_the_first_step_of_a_warmup_trains() -> None:
+    timeline = wsd(warmup=3, stable=2, decay=0, peak_lr=1.0)  # 1/4, 2/4, 3/4, then the peak
+    assert [timeline.at(step).lr for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert warmup_decay(10, 1.0, 0.2).at(0).lr == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
