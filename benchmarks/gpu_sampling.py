@@ -26,7 +26,7 @@ import torch
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.gpu_training import PEER, make
+from benchmarks.gpu_training import DEVICE, PEER, make, transformers_model
 from benchmarks.sampling import GROUP, GROUPS, Numbers, _written
 from upweight.core.protocols import Limits
 from upweight.core.records import Completion
@@ -44,8 +44,6 @@ from upweight.train.trainer import train
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 64, 128, 256
 LONGEST, MEAN = 1024, 64
 """Uneven lengths: of 1,024 tokens at most, 64 on average."""
-
-DEVICE = "cuda"
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -123,17 +121,9 @@ def contest(sides: dict[str, Callable[[], int]], turns: int) -> dict[str, Any]:
 
 def theirs(model: Transformer) -> Any:
     """transformers' model of the same shape; what its weights are does not change its speed."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import GenerationConfig
 
-    config = model.config
-    shape = LlamaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.width, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, head_dim=config.head_size,
-        intermediate_size=config.ffn, tie_word_embeddings=config.tied, max_position_embeddings=config.max_context,
-        attn_implementation="sdpa", bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    with torch.device(DEVICE):
-        peer: Any = LlamaForCausalLM(shape)
+    peer = transformers_model(model.config)
     peer = peer.eval().to(torch.bfloat16)
     peer.generation_config = GenerationConfig(pad_token_id=0)
     return peer

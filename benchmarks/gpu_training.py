@@ -43,6 +43,7 @@ from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import Setting, constant
 from upweight.train.trainer import train
 
+DEVICE = "cuda"
 NOMINAL = 989e12
 SPARE_BYTES = 2e9
 """Left free: the driver's own, and what falls between the allocator's blocks."""
@@ -111,7 +112,7 @@ def flops(config: ModelConfig, batch: TokenBatch) -> float:
 
 def make(config: ModelConfig) -> Transformer:
     """A model of random weights, made on the device."""
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         model = Transformer(config)
     torch.nn.init.normal_(model.embedding.weight, std=0.02)
     return model
@@ -183,18 +184,24 @@ def ours(
     )
 
 
-def theirs(config: ModelConfig, batches: Sequence[TokenBatch], *, checkpointing: bool) -> Iterator[Any]:
-    """Steps of the transformers model: bfloat16 autocast, torch's attention, its own loss, fused AdamW, clipping."""
+def transformers_model(config: ModelConfig) -> Any:
+    """transformers' model of the same shape with random weights, made on the device; torch's attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = LlamaConfig(
         vocab_size=config.vocab_size, hidden_size=config.width, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, head_dim=config.head_size,
         intermediate_size=config.ffn, tie_word_embeddings=config.tied, max_position_embeddings=config.max_context,
-        attn_implementation="sdpa", use_cache=False, bos_token_id=0, eos_token_id=1,
+        attn_implementation="sdpa", bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(shape)
+    with torch.device(DEVICE):
+        return LlamaForCausalLM(shape)
+
+
+def theirs(config: ModelConfig, batches: Sequence[TokenBatch], *, checkpointing: bool) -> Iterator[Any]:
+    """Steps of the transformers model: bfloat16 autocast, torch's attention, its own loss, fused AdamW, clipping."""
+    model = transformers_model(config)
+    model.config.use_cache = False
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
