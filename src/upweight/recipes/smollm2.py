@@ -3,12 +3,13 @@
 A rule-based solver works the problems out; what it writes is verified by the families' own verifiers. The student is
 fine-tuned on some of it (`sft`), a teacher on twice as much, and then the student learns from pairs of the solver's
 right and its own wrong answers, and from the teacher's distributions along both (`dpd`). `evaluation` measures all of
-them on problems that nobody trained on. What `dpd` solves sometimes, `rl` learns by trial (GRPO); `transfer` measures
+them on problems that nobody trained on. What `sft` solves sometimes, `rl` learns by trial (GRPO); `transfer` measures
 that on unseen problems of the three families and of two that nothing was trained on. Needs
 `pip install 'upweight[gym]'`, and the model: from the hub, or `--model DIRECTORY`.
 
-`upweight plan smollm2` says how long it takes here; `--until report` ends before the reinforcement, and `--scale 0.05`
-goes through every step in minutes, with too few problems to tell the checkpoints apart.
+`upweight plan smollm2` says how long it takes here. `--until report` ends before the reinforcement, `--until report_rl`
+leaves the distillation out, and `--scale 0.05` goes through every step in minutes, with too few problems to tell the
+checkpoints apart.
 """
 
 from upweight.app.recipe import Recipe, Step
@@ -43,7 +44,7 @@ def recipe(scale: float = 1.0, seed: int = 0, model: str = MODEL) -> Recipe:
 
     adamw = OptimizerConfig(kind="adamw")
     sampled = Limits(ANSWER_TOKENS)
-    taught, paired, tried = of(240), of(80), of(48)
+    taught, paired, tried = of(240), of(80), of(96)
     problems = Step(
         "problems",
         collect,
@@ -134,35 +135,35 @@ def recipe(scale: float = 1.0, seed: int = 0, model: str = MODEL) -> Recipe:
             limits=sampled,
             block=32,
         ),
-        {"problems": problems, "model": distilled},
+        {"problems": problems, "model": student},
     )
     reinforced = Step(
         "rl",
         reinforce,
         reinforce.Config(
             reward=RewardConfig("gym"),
-            steps=max(2, round(12 * scale)),
+            steps=max(2, round(24 * scale)),
             problems_a_step=8,
             group=8,
             limits=sampled,
-            learning_rate=3e-5,
+            learning_rate=5e-5,
             optimizer=adamw,
             batch_tokens=1024,
-            save_every_steps=2,
+            save_every_steps=4,
         ),
-        {"model": distilled, "problems": tries},
+        {"model": student, "problems": tries},
     )
     transfer = measured(
         "transfer",
         {"trained families": "reserved_gym.jsonl", "families never trained": "never_trained.jsonl"},
         8,
-        40,
-        {"dpd": distilled, "rl": reinforced},
+        64,
+        {"sft": student, "rl": reinforced},
     )
     page_of_rl = Step(
         "report_rl",
         report,
         report.Config(title="SmolLM2-135M on reasoning-gym: reinforcement"),
-        {step.name: step for step in (distilled, tries, reinforced, transfer)},
+        {step.name: step for step in (first, student, tries, reinforced, transfer)},
     )
     return Recipe("smollm2", (page, page_of_rl), seed=seed)
