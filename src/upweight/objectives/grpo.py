@@ -124,12 +124,12 @@ def group_advantages(
         raise UserError(f"the rewards {values.tolist()} of a group are not all finite: look at the verifier")
     cut = torch.zeros_like(values, dtype=torch.bool) if truncated is None else torch.as_tensor(truncated)
     counted = values if truncated_in_baseline else values[~cut]
-    if counted.numel() == 0:
-        return torch.zeros_like(values)
+    if counted.numel() == 0 or bool(counted.min() == counted.max()):
+        return torch.zeros_like(values)  # exactly: the mean of equal rewards may differ from them by rounding
     advantages = values - counted.mean()
     if divide_by_spread:
         spread = counted.std(correction=0)
-        # equal rewards leave a rounding residue that must not be blown up
+        # rewards that differ by rounding alone must not be blown up
         advantages = advantages / spread if float(spread) > 1e-6 else torch.zeros_like(values)
     return advantages.masked_fill(cut.to(values.device), 0.0)
 
@@ -214,7 +214,7 @@ class Grpo(Objective):
         tokens = counted.sum().to(read.dtype) + idle.tokens
         total, weight = per_token.sum(), tokens
         if self.normalise == "sequence":
-            lengths = read.new_zeros(len(batch.truncated)).index_add(0, owner, torch.ones_like(sampled))
+            lengths = read.new_zeros(len(batch.truncated)).index_add(0, owner, torch.ones_like(per_token))
             total = (per_token / lengths[owner]).sum()
             weight = read.new_tensor(len(sequences.segments[counted].unique()) + idle.completions)
         terms = {
@@ -231,7 +231,8 @@ class Grpo(Objective):
     ) -> list[RolloutBatch]:
         """Completions as packed microbatches of about `row_tokens` tokens each.
 
-        Truncated ones are left out, unless `mask_truncated` is off, and those whose advantage is 0 are only counted.
+        Truncated ones are left out, unless `mask_truncated` is off, and so are those that an error of the sampler's
+        cut off; those whose advantage is 0 are only counted.
 
         Args:
             share_prompts: read a prompt once for the completions of it that follow each other and fit a microbatch;
@@ -240,7 +241,7 @@ class Grpo(Objective):
         Never empty: where all are truncated one batch of weight 0 comes back, and the trainer skips the step. Where no
         advantage differs from 0, one comes back that reads nothing.
         """
-        whole = [item for item in completions if item[1].tokens and not (self.mask_truncated and item[1].truncated)]
+        whole = [item for item in completions if item[1].tokens and self._counts(item[1])]
         for completion in (item[1] for item in whole):
             if not completion.logprobs:
                 raise UserError(
@@ -255,6 +256,9 @@ class Grpo(Objective):
         groups = best_fit(lengths, max([row_tokens, *lengths])) or [[]]
         batches = [_batch(whole, read, [shared[index] for index in sorted(group)], fresh) for group in groups]
         return [replace(batches[0], idle=idle), *batches[1:]]
+
+    def _counts(self, completion: Completion) -> bool:
+        return completion.stop != "error" and not (self.mask_truncated and completion.truncated)
 
 
 def _weights(item: Sampled) -> list[float]:

@@ -1,5 +1,6 @@
 """Objectives: ablations, invariances of their own, and what they refuse. Hand-computed values are in tests/golden."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -210,6 +211,24 @@ def test_group_advantages_refuse_what_is_not_finite() -> None:
         group_advantages([1.0, math.nan])
     assert group_advantages(torch.tensor([2.0, 4.0])).tolist() == [-1, 1]
     assert group_advantages([1.0], truncated=[True], truncated_in_baseline=False).tolist() == [0]
+
+
+def test_rewards_that_agree_give_no_advantage_at_all() -> None:
+    # whatever their value: 0.1 three times is 0.30000001 in float32, and a third of that is not 0.1
+    for reward, count in itertools.product((0.1, 0.3, 0.7, 1 / 3, 1e8 + 1), range(1, 24)):
+        assert group_advantages([reward] * count).tolist() == [0] * count
+        assert group_advantages([reward] * count, divide_by_spread=True).tolist() == [0] * count
+    # also where only those that count agree
+    mixed = group_advantages([0.3, 0.3, 0.3, 0.0], truncated=[False] * 3 + [True], truncated_in_baseline=False)
+    assert mixed.tolist() == [0] * 4
+
+
+def test_what_an_error_cut_off_is_not_trained_on() -> None:
+    policy = model(0)
+    whole, broken = sampled(policy, (1, 2), (3, 4)), replace(sampled(policy, (1, 2), (5,)), stop="error")
+    for mask in (True, False):
+        (batch,) = Grpo(mask_truncated=mask).batches([((1, 2), whole, 0.5), ((1, 2), broken, -0.5)], row_tokens=64)
+        assert float(Grpo()(policy, batch).weight) == 2
 
 
 def test_truncated_weights_are_those_of_the_equation() -> None:
