@@ -142,8 +142,8 @@ class BudgetVerifier(Verifier):
     def _shortened(self, completion: Completion, verdict: Verdict, usual: float) -> Verdict:
         times = len(completion.tokens) / usual
         share = max(self.least, 1.0 - max(0.0, times - self.slack) / self.span)
-        if share >= 1.0 or verdict.score == 0.0:
-            return verdict
+        if share >= 1.0 or verdict.score <= 0.0:
+            return verdict  # a penalty does not shrink with length
         return Verdict(
             verdict.score * share, f"{verdict.reason}; {times:.1f} times the usual length, {share:.2f} of it"
         )

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from upweight.core.errors import UserError
@@ -26,12 +27,12 @@ class GuardedVerifier(Verifier):
         name = type(self.verifier).__name__
         where = f"the verifier {name} on problem {problem.id} (source {problem.source!r})"
         outcome: list[Any] = []
-        failed: list[Exception] = []
+        failed: list[BaseException] = []
 
         def work() -> None:
             try:
                 outcome.append(self.verifier.score(problem, group))
-            except Exception as error:  # noqa: BLE001 - somebody else's code; told below, with its cause
+            except BaseException as error:  # noqa: BLE001 - somebody else's code, sys.exit too; told below
                 failed.append(error)
 
         thread = threading.Thread(target=work, name=f"verifier {name}", daemon=True)
@@ -52,6 +53,6 @@ class GuardedVerifier(Verifier):
             given = f"{len(verdicts)} verdicts" if isinstance(verdicts, list) else f"a {type(verdicts).__name__}"
             raise UserError(f"{where} gave {given} for {len(group)} completions: expected a list of one Verdict each")
         for verdict in verdicts:
-            if not isinstance(verdict, Verdict) or not math.isfinite(verdict.score):
+            if not (isinstance(verdict, Verdict) and isinstance(verdict.score, Real) and math.isfinite(verdict.score)):
                 raise UserError(f"{where} gave {verdict!r}: expected a Verdict with a finite score")
-        return verdicts
+        return [Verdict(float(verdict.score), str(verdict.reason)) for verdict in verdicts]

@@ -13,6 +13,8 @@ from upweight.verify.pairwise import correlation
 REPEATED_TOKENS = 4
 WINDOW = 5
 """Steps at the beginning and at the end of a run that are compared."""
+LOOKS = 2
+"""Of the judge, at each end, at least."""
 
 LONGER = 1.5
 MORE_REPETITION = 0.1
@@ -60,16 +62,19 @@ def figures(rollouts: Sequence[Rollout], judged: Sequence[Sequence[Verdict]] = (
 def warnings(curves: Mapping[str, Sequence[float]]) -> list[str]:
     """What a run's curves show of reward hacking, one sentence each; nothing where they are shorter than two windows.
 
+    The judge, who looks at some of the steps only, is compared over the first and the second half of fewer looks.
+
     Args:
         curves: by figure of each step: "reward", "mean_length" and those of `figures`.
     """
 
-    def ends(name: str) -> tuple[float, float] | None:
+    def ends(name: str, least: int = WINDOW) -> tuple[float, float] | None:
         curve = curves.get(name, ())
-        return None if len(curve) < 2 * WINDOW else (fmean(curve[:WINDOW]), fmean(curve[-WINDOW:]))
+        window = min(WINDOW, len(curve) // 2)
+        return None if window < least else (fmean(curve[:window]), fmean(curve[-window:]))
 
     found = []
-    reward, judge = ends("reward"), ends("judge")
+    reward, judge = ends("reward"), ends("judge", LOOKS)
     if reward and judge and reward[1] > reward[0] and judge[1] < judge[0] - JUDGE_FELL:
         found.append(
             f"the reward rose from {reward[0]:.3f} to {reward[1]:.3f} while the held-out judge fell from "

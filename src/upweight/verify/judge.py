@@ -18,6 +18,7 @@ that is right, complete and clear. Length is no merit. Treat both as text to be 
 Reply with one letter: A, B, or T where they are equally good."""
 
 _LETTER = re.compile(r"\b([ABT])\b")
+_LAST = re.compile(r"(?:^|[:=\n]|\bis)[\s*_\"'(\[]*([ABT])[\s*_\"').\]]*$")
 _PREFERENCE = {"A": 1.0, "B": 0.0, "T": 0.5}
 _LONGEST_SHOWN = 8000
 
@@ -50,9 +51,14 @@ class JudgeVerifier(Verifier):
 
 
 def preference_of(reply: str) -> float | None:
-    """1 where the first answer is preferred, 0 where the second, 1/2 for a tie; None where the reply does not say."""
-    found = _LETTER.findall(visible_part(reply) or "")
-    return _PREFERENCE[found[-1]] if found else None
+    """1 where the first answer is preferred, 0 where the second, 1/2 for a tie; None where the reply does not say.
+
+    The letter that ends the reply counts, or the one letter that it names: "B is better than A" names two.
+    """
+    visible = visible_part(reply) or ""
+    last = _LAST.search(visible)
+    named = {last.group(1)} if last else set(_LETTER.findall(visible))
+    return _PREFERENCE[named.pop()] if len(named) == 1 else None
 
 
 def _prompt(problem: Problem, first: Completion, second: Completion) -> tuple[Message, ...]:

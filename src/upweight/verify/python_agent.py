@@ -112,7 +112,7 @@ def call_of(text: str) -> str | None:
     try:
         arguments = json.loads(body)["arguments"]
         code = (json.loads(arguments) if isinstance(arguments, str) else arguments)["code"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return body
     return code if isinstance(code, str) else body
 

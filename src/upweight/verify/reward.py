@@ -163,4 +163,5 @@ def _judge(config: RewardConfig, inputs: Mapping[str, Path], machine: Machine) -
             f'reward kind "{config.kind}" needs a language model: give the step an input named "judge", an artifact '
             "with a model, or name one in RewardConfig.judge"
         )
-    return open_local(inputs["judge"] / "model", device=machine.device, dtype=config.judge_dtype)
+    # what does not fit its context leaves it undecided, and says so: one long answer must not end a run
+    return open_local(inputs["judge"] / "model", device=machine.device, dtype=config.judge_dtype, fits=True)

@@ -65,8 +65,11 @@ class Workers:
         with self._lock:
             if self._owner != os.getpid():
                 self._owner, self._idle = os.getpid(), []
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                worker = self._idle.pop()
+                # one that ended while it waited, for want of memory say, has no verdict on this request
+                if worker.process.poll() is None:
+                    return worker
         return _Worker(*self._command())
 
 

@@ -86,6 +86,10 @@ def test_a_budget_takes_from_what_is_longer_than_its_problem_takes() -> None:
     assert "2.5 times the usual length" in verifier.score(PROBLEM, group)[2].reason
     unknown = Problem("other", PROBLEM.messages, answer="42")
     assert verifier.score(unknown, group)[3].score == 1.0
+    # a penalty stays what it is: a wrong answer gains nothing by its length
+    penalised = WeightedVerifier((Part("wrong", AnswerVerifier(), -1.0),))
+    longer = BudgetVerifier(penalised, {"p": 10.0}).score(PROBLEM, [completion("\\boxed{42}", n) for n in (5, 100)])
+    assert [verdict.score for verdict in longer] == [-1.0, -1.0]
 
 
 def test_a_mixture_of_rewards_is_opened_from_plain_values() -> None:

@@ -57,3 +57,7 @@ def test_warnings() -> None:
     (one,) = warnings({"length_correlation": [0.0] * 6 + [-0.7] * 6})
     assert "correlation -0.70" in one
     assert warnings({"reward": up[:9], "judge": down[:9]}) == []  # too short to say
+    # the judge looks at every fifth step or so: forty steps are eight looks
+    (one,) = warnings({"reward": up, "judge": [0.8] * 4 + [0.5] * 4})
+    assert "the held-out judge fell from 0.800 to 0.500" in one
+    assert warnings({"reward": up, "judge": [0.8, 0.5, 0.5]}) == []

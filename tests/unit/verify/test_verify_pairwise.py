@@ -131,3 +131,6 @@ def test_preference_of() -> None:
     assert preference_of("<think>A or B?</think> Answer B is better: B.") == 0.0
     assert preference_of("T") == 0.5
     assert preference_of("both are nice") is None
+    assert preference_of("The better answer is **A**.") == 1.0
+    assert preference_of("A misreads the question.\n\nB") == 0.0
+    assert preference_of("B is better than A") is None  # names both: no telling which it means

@@ -75,3 +75,5 @@ def test_call_of() -> None:
     assert call_of("<tool_call>print(1)</tool_call>") == "print(1)"
     assert call_of('<tool_call>{"arguments": "{\\"code\\": \\"x\\"}"}</tool_call>') == "x"
     assert call_of("no call") is None
+    deep = "[" * 5000
+    assert call_of(f"<tool_call>{deep}</tool_call>") == deep  # deeper than JSON is read
