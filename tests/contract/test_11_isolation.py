@@ -132,6 +132,16 @@ HOSTILE = {
                 except OSError:
                     pass
         """,
+    "having the kernel signal the parent": """
+        import fcntl, os, signal
+        read, write = os.pipe()
+        for command, value in ((fcntl.F_SETOWN, os.getppid()), (fcntl.F_SETOWN, 1), (fcntl.F_SETSIG, signal.SIGKILL)):
+            try:
+                fcntl.fcntl(read, command, value)
+                print("breached", command)
+            except OSError:
+                pass
+        """,
     "more privileges": """
         import ctypes, os
         libc = ctypes.CDLL(None, use_errno=True)

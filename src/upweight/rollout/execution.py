@@ -98,11 +98,14 @@ class _Wires:
         self.read.append(read)
         return self.give(write)
 
-    def text(self, content: str) -> int:
-        """A sealed file in memory, so that nobody inside can make it grow."""
+    def text(self, content: str, errors: str = "surrogatepass") -> int:
+        """A sealed file in memory, so that nobody inside can make it grow.
+
+        A program may hold half of a surrogate pair, which JSON can write: that is for the interpreter inside to refuse.
+        """
         descriptor = os.memfd_create("text", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         place = self.give(descriptor)
-        data = memoryview(content.encode("utf-8", "surrogateescape"))
+        data = memoryview(content.encode("utf-8", errors))
         while data:
             data = data[os.write(descriptor, data) :]
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -130,7 +133,7 @@ def execute(
     wires = _Wires()
     try:
         out, err, result, text = wires.pipe(), wires.pipe(), wires.pipe(), wires.text(source)
-        standard = [wires.text(stdin), out, err]
+        standard = [wires.text(stdin, "surrogateescape"), out, err]
         if candidate is None:
             roles = [{"role": role, "descriptors": [*standard, result, text]}]
         else:
@@ -141,7 +144,10 @@ def execute(
             ]
         with tempfile.TemporaryDirectory(prefix="scratch-", ignore_cleanup_errors=True) as scratch:
             place = "/tmp" if enclosure.isolated else scratch
-            enclosure.send({"roles": roles, "limits": _plain(limits), "scratch": place}, wires.inside)
+            try:
+                enclosure.send({"roles": roles, "limits": _plain(limits), "scratch": place}, wires.inside)
+            except ConnectionError as error:
+                raise SandboxLost("the sandbox's fork-server ended before the program began") from error
             wires.close(wires.inside)
             return _follow(enclosure, wires.read, limits)
     finally:

@@ -19,8 +19,8 @@ _X86_64 = {
     "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
     "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "pipe": 22, "select": 23,
     "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33, "pause": 34, "nanosleep": 35,
-    "getitimer": 36, "alarm": 37, "setitimer": 38, "getpid": 39, "sendfile": 40, "sendto": 44, "recvfrom": 45,
-    "shutdown": 48, "getsockname": 51, "exit": 60, "uname": 63, "fcntl": 72, "flock": 73, "fsync": 74,
+    "getitimer": 36, "alarm": 37, "setitimer": 38, "getpid": 39, "sendfile": 40, "recvfrom": 45,
+    "shutdown": 48, "getsockname": 51, "exit": 60, "uname": 63, "flock": 73, "fsync": 74,
     "fdatasync": 75, "truncate": 76, "ftruncate": 77, "getdents": 78, "getcwd": 79, "chdir": 80, "fchdir": 81,
     "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "unlink": 87, "symlink": 88, "readlink": 89, "chmod": 90,
     "fchmod": 91, "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100,
@@ -36,7 +36,7 @@ _X86_64 = {
 }  # fmt: skip
 _AARCH64 = {
     "getcwd": 17, "eventfd2": 19, "epoll_create1": 20, "epoll_ctl": 21, "epoll_pwait": 22, "dup": 23, "dup3": 24,
-    "fcntl": 25, "flock": 32, "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "renameat": 38, "statfs": 43,
+    "flock": 32, "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "renameat": 38, "statfs": 43,
     "fstatfs": 44, "truncate": 45, "ftruncate": 46, "faccessat": 48, "chdir": 49, "fchdir": 50, "fchmod": 52,
     "fchmodat": 53, "openat": 56, "close": 57, "pipe2": 59, "getdents64": 61, "lseek": 62, "read": 63, "write": 64,
     "readv": 65, "writev": 66, "pread64": 67, "pwrite64": 68, "sendfile": 71, "pselect6": 72, "ppoll": 73,
@@ -47,22 +47,34 @@ _AARCH64 = {
     "rt_sigprocmask": 135, "rt_sigpending": 136, "rt_sigtimedwait": 137, "rt_sigreturn": 139, "times": 153,
     "uname": 160, "getrlimit": 163, "getrusage": 165, "umask": 166, "getcpu": 168, "gettimeofday": 169, "getpid": 172,
     "getppid": 173, "getuid": 174, "geteuid": 175, "getgid": 176, "getegid": 177, "gettid": 178, "sysinfo": 179,
-    "getsockname": 204, "sendto": 206, "recvfrom": 207, "shutdown": 210, "brk": 214, "munmap": 215, "mremap": 216,
+    "getsockname": 204, "recvfrom": 207, "shutdown": 210, "brk": 214, "munmap": 215, "mremap": 216,
     "mmap": 222, "mprotect": 226, "madvise": 233, "renameat2": 276, "getrandom": 278, "statx": 291, "rseq": 293,
     "close_range": 436, "faccessat2": 439,
 }  # fmt: skip
 
 # those that are allowed with some arguments only
 _CONDITIONAL = {
-    "x86_64": {"clone": 56, "clone3": 435, "kill": 62, "tgkill": 234, "ioctl": 16, "prlimit64": 302, "socketpair": 53},
+    "x86_64": {
+        "clone": 56,
+        "clone3": 435,
+        "kill": 62,
+        "tgkill": 234,
+        "ioctl": 16,
+        "fcntl": 72,
+        "prlimit64": 302,
+        "socketpair": 53,
+        "sendto": 44,
+    },
     "aarch64": {
         "clone": 220,
         "clone3": 435,
         "kill": 129,
         "tgkill": 131,
         "ioctl": 29,
+        "fcntl": 25,
         "prlimit64": 261,
         "socketpair": 199,
+        "sendto": 206,
     },
 }
 _TABLES = {"x86_64": _X86_64, "aarch64": _AARCH64}
@@ -74,6 +86,8 @@ _EPERM, _ENOTTY, _ENOSYS = 0x00050000 | 1, 0x00050000 | 25, 0x00050000 | 38
 _NUMBER, _ARCHITECTURE = 0, 4
 _CLONE_THREAD = 0x00010000
 _IOCTLS = (0x5451, 0x5450, 0x5421, 0x541B)  # set and clear close-on-exec, do not block, count what waits
+# duplicate, close-on-exec, status, locks, size of a pipe; not F_SETOWN and its like: the kernel would signal others
+_FCNTLS = (*range(8), 36, 37, 38, 1030, 1032)
 _AF_UNIX = 1
 _OWN_PID = b"\xfe\xed\xfa\xce"
 
@@ -103,10 +117,11 @@ def _template(machine: str) -> bytes:
         program += _when(
             special[name], [(_LOAD, 0, 0, _low(0)), (_EQUAL, 0, 1, int.from_bytes(_OWN_PID, "little"))], _EPERM
         )
-    choices = [instruction for code in _IOCTLS for instruction in ((_EQUAL, 0, 1, code), (_RETURN, 0, 0, _ALLOW))]
-    program += _when(special["ioctl"], [(_LOAD, 0, 0, _low(1)), *choices[:-1]], _ENOTTY)
-    asked = [(_LOAD, 0, 0, _low(2)), (_EQUAL, 0, 3, 0), (_LOAD, 0, 0, _low(2) + 4), (_EQUAL, 0, 1, 0)]
-    program += _when(special["prlimit64"], asked, _EPERM)  # reading limits: the pointer to new ones is null
+    for name, codes, refusal in (("ioctl", _IOCTLS, _ENOTTY), ("fcntl", _FCNTLS, _EPERM)):
+        choices = [instruction for code in codes for instruction in ((_EQUAL, 0, 1, code), (_RETURN, 0, 0, _ALLOW))]
+        program += _when(special[name], [(_LOAD, 0, 0, _low(1)), *choices[:-1]], refusal)
+    program += _when(special["prlimit64"], _null(2), _EPERM)  # reading limits: the pointer to new ones is null
+    program += _when(special["sendto"], _null(4), _EPERM)  # to the other end of a pair: there is no address
     program += _when(special["socketpair"], [(_LOAD, 0, 0, _low(0)), (_EQUAL, 0, 1, _AF_UNIX)], _EPERM)
     program.append((_RETURN, 0, 0, _EPERM))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
@@ -115,6 +130,12 @@ def _template(machine: str) -> bytes:
 def _low(argument: int) -> int:
     """Where the low 32 bits of an argument lie (both machines are little-endian)."""
     return 16 + 8 * argument
+
+
+def _null(argument: int) -> list[tuple[int, int, int, int]]:
+    """Whether a pointer among the arguments is null, as a test for `_when`."""
+    low = _low(argument)
+    return [(_LOAD, 0, 0, low), (_EQUAL, 0, 3, 0), (_LOAD, 0, 0, low + 4), (_EQUAL, 0, 1, 0)]
 
 
 def _when(number: int, test: list[tuple[int, int, int, int]], refusal: int) -> list[tuple[int, int, int, int]]:

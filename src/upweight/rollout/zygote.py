@@ -188,7 +188,7 @@ def _child(role: str, descriptors: list[int], limits: Any, scratch: str) -> NoRe
         # out of the way first: a descriptor may have the number of another one's place
         moved = [os.dup(descriptor) for descriptor in descriptors]
         with os.fdopen(os.dup(moved[-1]), "rb") as stream:
-            source = stream.read().decode()
+            source = stream.read().decode("utf-8", "surrogatepass")
         spare = [os.dup2(descriptor, 40 + index) for index, descriptor in enumerate(moved[:-1])]
         for place, descriptor in enumerate(spare):
             os.dup2(descriptor, place)

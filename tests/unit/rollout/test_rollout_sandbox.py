@@ -52,6 +52,15 @@ def test_every_end_is_told(sandbox: Sandbox, code: str, exit_code: int, stderr: 
     assert done.ok == (exit_code == 0)
 
 
+def test_half_of_a_surrogate_pair_is_the_programs_own_error(sandbox: Sandbox) -> None:
+    # the arguments of a call are JSON, which can hold one
+    done = sandbox.run('print("\ud83d")')
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "UnicodeEncodeError" in done.stderr
+    assert b'"failure": ""' not in sandbox.run_tests('x = "\ud83d"', ["assert x"]).results
+    assert sandbox.run("import sys; print(ascii(sys.stdin.buffer.read()))", stdin="\udcff").stdout == "b'\\xff'\n"
+
+
 def test_tracebacks_show_the_program_alone(sandbox: Sandbox) -> None:
     done = sandbox.run("def f():\n    return {}['key']\nf()\n")
     assert done.stderr == (
@@ -139,6 +148,16 @@ def test_a_server_that_was_killed_is_replaced(sandbox: Sandbox) -> None:
     for enclosure in sandbox._idle:
         enclosure._process.kill()
     assert sandbox.run("print(1)").stdout == "1\n"
+
+
+def test_a_server_that_ends_before_it_hears_of_the_program_is_replaced(sandbox: Sandbox) -> None:
+    with Sandbox(workers=1) as pool:
+        pool.run("0")
+        (enclosure,) = pool._idle
+        enclosure._process.kill()
+        enclosure._process.wait()
+        enclosure.alive = lambda: True  # type: ignore[method-assign] - it was, when it was asked
+        assert pool.run("print(1)").stdout == "1\n"
 
 
 def test_closing_leaves_no_process_behind() -> None:
@@ -247,6 +266,13 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine: str, archite
     assert verdict(special["ioctl"], 1, 0x5451) == ALLOW
     assert verdict(special["ioctl"], 1, 0x541B) == ALLOW
     assert verdict(special["ioctl"], 1, 0x5412) == refused(25)  # writing to a terminal
+    for command in (0, 1, 2, 3, 4, 6, 1030):  # duplicate, close on exec, status, locks
+        assert verdict(special["fcntl"], 5, command) == ALLOW
+    for command in (8, 10, 15, 1024, 1026, 1031):  # who is signalled and by what, leases, a pipe's size
+        assert verdict(special["fcntl"], 5, command) == refused(1)
+    assert verdict(special["sendto"], 5, 4096, 1, 0, 0, 0) == ALLOW
+    assert verdict(special["sendto"], 5, 4096, 1, 0, 4096, 110) == refused(1)
+    assert verdict(special["sendto"], 5, 4096, 1, 0, 1 << 40, 110) == refused(1)
     assert verdict(special["prlimit64"], 0, 7, 0, 99) == ALLOW
     assert verdict(special["prlimit64"], 0, 7, 4096) == refused(1)
     assert verdict(special["prlimit64"], 0, 7, 1 << 40) == refused(1)
