@@ -30,6 +30,7 @@ ROUTES = {"/pause": {"mode", "clear_cache"}, "/resume": set(), "/get_world_size"
 WORDS = {  # option or request field -> where it is declared
     "weight_transfer_config": "vllm/engine/arg_utils.py",
     "logprobs_mode": "vllm/engine/arg_utils.py",
+    "generation_config": "vllm/engine/arg_utils.py",
     "gpu_memory_utilization": "vllm/engine/arg_utils.py",
     "processed_logprobs": "vllm/config/model.py",
     "VLLM_SERVER_DEV_MODE": "vllm/envs.py",

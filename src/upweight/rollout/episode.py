@@ -147,16 +147,21 @@ def _advance(
     """The episode after one more reply and the results of its calls; its stop is "turns" while it goes on."""
     turns = (*turns, (len(messages), reply))
     messages = (*messages, Message("assistant", reply.text))
-    calls = [] if reply.truncated else _CALL.findall(_after_thought(reply.text))
+    calls = [] if reply.truncated else _CALL.findall(_called_in(reply.text))
     if not calls:
         return Episode(messages, turns, reply.stop)
     results = [Message("tool", _shortened(_answer(call, tools)), trained=False) for call in calls]
     return Episode((*messages, *results), turns, "turns")
 
 
-def _after_thought(text: str) -> str:
-    """A call that is only thought about is not made."""
-    return text.rpartition("</think>")[2]
+def _called_in(text: str) -> str:
+    """What stands after the thought: a call that is only thought about is not made.
+
+    Nor is any beside several thoughts: chat templates do not write such a reply back as it was, so that the episode
+    could not go on from what the model said.
+    """
+    several = text.count("<think>") > 1 or text.count("</think>") > 1
+    return "" if several else text.rpartition("</think>")[2]
 
 
 def _answer(call: str, tools: Mapping[str, Tool]) -> str:
@@ -166,7 +171,7 @@ def _answer(call: str, tools: Mapping[str, Tool]) -> str:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return 'error: a call is a JSON object {"name": ..., "arguments": {...}}'
-    if name not in tools:
+    if not isinstance(name, str) or name not in tools:
         return f"error: there is no function {name!r}, only {', '.join(tools)}"
     if not isinstance(arguments, dict):
         return "error: the arguments of a call are a JSON object"

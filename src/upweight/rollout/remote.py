@@ -11,6 +11,7 @@ model before temperature and top-p unless it is started with `--logprobs-mode pr
 import json
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -84,8 +85,13 @@ class RemoteSampler(Sampler):
         """`count` completions for each prompt. Raises EndpointError where a request fails for good."""
         if not prompts or count < 1:
             return [[] for _ in prompts]
+        seen: Counter[Prompt] = Counter()
+        named: list[tuple[Prompt, int]] = []  # which of the prompts that are alike
+        for prompt in (one if isinstance(one, str) else tuple(one) for one in prompts):
+            named.append((prompt, seen[prompt]))
+            seen[prompt] += 1
         with self.service.connected() as client, ThreadPoolExecutor(self.service.most_in_flight) as threads:
-            waiting = [threads.submit(self._group, client, prompt, count, limits) for prompt in prompts]
+            waiting = [threads.submit(self._group, client, *one, count, limits) for one in named]
             try:
                 return [future.result() for future in waiting]
             except BaseException:
@@ -147,16 +153,18 @@ class RemoteSampler(Sampler):
             )
         return found
 
-    def _group(self, client: httpx.Client, prompt: Prompt, count: int, limits: Limits) -> list[Completion]:
+    def _group(self, client: httpx.Client, prompt: Prompt, repeat: int, count: int, limits: Limits) -> list[Completion]:
         """One prompt's completions. Servers that give fewer than `n` choices are asked again for the others."""
         group: list[Completion] = []
         while len(group) < count:
-            body = self._body(prompt, count - len(group), len(group), limits)
+            place = (len(group), repeat) if repeat else (len(group),)
+            body = self._body(prompt, count - len(group), place, limits)
             path = "completions" if isinstance(prompt, str) else "chat/completions"
             group += self._ask(client, path, body, self._completions)
         return group[:count]
 
-    def _body(self, prompt: Prompt, count: int, made: int, limits: Limits) -> dict[str, Any]:
+    def _body(self, prompt: Prompt, count: int, place: tuple[int, ...], limits: Limits) -> dict[str, Any]:
+        """The request; `place` tells its seed from those of others for the same prompt."""
         if isinstance(prompt, str):
             asked: dict[str, Any] = {"prompt": prompt, "logprobs": 0}
             name: object = prompt
@@ -172,7 +180,7 @@ class RemoteSampler(Sampler):
             "temperature": limits.temperature,
             "top_p": limits.top_p,
             # 31 bits, which every server reads
-            "seed": seed_for(limits.seed, name, made) >> 32,
+            "seed": seed_for(limits.seed, name, *place) >> 32,
             **self.extra,
         }
         if limits.stop:
@@ -194,7 +202,8 @@ class RemoteSampler(Sampler):
 
     def _count(self, reply: Any) -> None:
         usage = reply.get("usage") if isinstance(reply, Mapping) else None
-        read, written = ((usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens"))
+        charged = usage if isinstance(usage, Mapping) else {}
+        read, written = (charged.get(name) for name in ("prompt_tokens", "completion_tokens"))
         with self._counting:
             self.tokens_read += read if isinstance(read, int) else 0
             self.tokens_written += written if isinstance(written, int) else 0

@@ -90,7 +90,7 @@ class Service:
             except Unfit as error:
                 reason = str(error)
                 pause = max(pause, error.pause_seconds)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 reason = f"{type(error).__name__}: {error}"
         raise EndpointError(
             f"{self.base_url}/{path} failed {self.attempts} times, at last with: {reason}. Check that the server runs "

@@ -222,6 +222,8 @@ def command_of(config: Vllm, directory: Path, port: int) -> tuple[list[str], dic
     command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--weight-transfer-config", json.dumps({"backend": config.backend})]
     command += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization", str(config.memory_share)]
+    # not the sampling parameters that a checkpoint's author recommends: what is not asked for would be changed unseen
+    command += ["--generation-config", "vllm"]
     if config.context:
         command += ["--max-model-len", str(config.context)]
     added = {"VLLM_SERVER_DEV_MODE": "1"}

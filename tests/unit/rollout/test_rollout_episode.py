@@ -84,6 +84,8 @@ def test_an_episode_calls_reads_and_answers() -> None:
     [
         (call("{}"), "error: a is missing"),
         (call("{}", "sub"), "error: there is no function 'sub', only add"),
+        ('<tool_call>{"name": ["add"]}</tool_call>', "error: there is no function ['add'], only add"),
+        ('<tool_call>{"name": {}}</tool_call>', "error: there is no function {}, only add"),
         (call("[1]"), "error: the arguments of a call are a JSON object"),
         ("<tool_call>add 2 3</tool_call>", 'error: a call is a JSON object {"name": ..., "arguments": {...}}'),
         ("<tool_call>7</tool_call>", 'error: a call is a JSON object {"name": ..., "arguments": {...}}'),
@@ -93,6 +95,20 @@ def test_an_episode_calls_reads_and_answers() -> None:
 def test_a_wrong_call_is_answered(asked: str, answer: str) -> None:
     ((episode,),) = run_episodes(scripted(asked, "ok"), [ASK], tools=[ADD], limits=LIMITS)
     assert episode.messages[3] == Message("tool", answer, trained=False)
+
+
+SEVERAL = ["<think>a</think>b</think>", "<think><think>a</think>", "<think>a</think><think>b"]
+
+
+@pytest.mark.parametrize("thought", SEVERAL)
+def test_a_call_beside_several_thoughts_ends_the_episode(thought: str) -> None:
+    asked = thought + call('{"a": 1, "b": 1}')
+    ((episode,),) = run_episodes(scripted(asked, "ok"), [ASK], tools=[ADD], limits=LIMITS)
+    assert (len(episode.turns), episode.stop) == (1, "end")
+    ((other,),) = run_episodes(
+        scripted("<think>a</think>" + call('{"a": 1, "b": 1}'), "ok"), [ASK], tools=[ADD], limits=LIMITS
+    )
+    assert len(other.turns) == 2
 
 
 def test_turns_are_bounded_and_endless_callers_count_as_truncated() -> None:

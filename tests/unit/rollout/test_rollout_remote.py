@@ -177,9 +177,10 @@ def break_off(handler: BaseHTTPRequestHandler) -> None:
         lambda handler: reply(handler, {"error": "slow down"}, 429, retry_after="0.02"),
         lambda handler: reply(handler, b"<html>gateway</html>"),
         lambda handler: reply(handler, {"choices": []}),
+        lambda handler: reply(handler, b"no gzip", content_encoding="gzip"),
         lambda handler: time.sleep(0.5),
     ],
-    ids=["hangs up", "breaks off", "busy", "too many", "no JSON", "no choices", "slow"],
+    ids=["hangs up", "breaks off", "busy", "too many", "no JSON", "no choices", "garbled", "slow"],
 )
 def test_a_failure_that_passes_is_outlasted(
     endpoint: Endpoint, failure: Callable[[BaseHTTPRequestHandler], None]
@@ -233,3 +234,21 @@ def test_impossible_logprobs_are_refused(endpoint: Endpoint, lie: Any) -> None:
     endpoint.answer = lambda handler, body, number: reply(handler, {"choices": [choice]})
     with pytest.raises(EndpointError, match="log-probability"):
         endpoint.sampler().sample([QUESTION], count=1, limits=Limits(2))
+
+
+def test_prompts_that_are_alike_are_answered_apart(endpoint: Endpoint) -> None:
+    sampler = endpoint.sampler()
+    sampler.sample(
+        [QUESTION, (Message("user", "3 + 3?"),), QUESTION, list(QUESTION)], count=1, limits=Limits(2, seed=3)
+    )
+    seeds = {body["seed"] for body in endpoint.bodies}
+    assert len(seeds) == 4
+    sampler.sample([QUESTION], count=1, limits=Limits(2, seed=3))
+    assert endpoint.bodies[-1]["seed"] in seeds  # the first of them is asked as it is alone
+
+
+def test_a_usage_that_is_none_is_passed_over(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda handler, body, number: reply(handler, {"choices": [chat("4")], "usage": "free"})
+    sampler = endpoint.sampler()
+    assert sampler.sample([QUESTION], count=1, limits=Limits(2))[0][0].text == "4"
+    assert (sampler.tokens_read, sampler.tokens_written) == (0, 0)

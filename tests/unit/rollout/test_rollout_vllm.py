@@ -191,6 +191,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert told["--weight-transfer-config"] == '{"backend": "nccl"}'
     assert told["--logprobs-mode"] == "processed_logprobs"
     assert told["--max-model-len"] == "4096"
+    assert told["--generation-config"] == "vllm"  # nothing that a checkpoint's author recommends is mixed in
     assert command[-1] == "--enforce-eager"
     assert added == {"VLLM_SERVER_DEV_MODE": "1", "CUDA_VISIBLE_DEVICES": "1"}
     assert command_of(Vllm("ipc"), tmp_path, 1)[1]["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
