@@ -15,7 +15,7 @@ from upweight.core.protocols import Limits, Sampler
 from upweight.core.records import Problem
 from upweight.core.work import Estimate, Summary, Work
 from upweight.model.precision import Precision
-from upweight.store.artifact import write_whole
+from upweight.store.artifact import MANIFEST, read_manifest, write_whole
 from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.difficulty import Gate, Measured, histogram, measure
@@ -63,15 +63,17 @@ def run(config: Config, work: Work) -> Summary:
     """Write `problems.jsonl` (kept), `dropped.jsonl` (with the reason) and `measured.jsonl` (all)."""
     problems = read_portions(work.inputs["problems"], config.problems)
     sampler = cast(Checkpoint("model", dtype=config.dtype), work.inputs, work.machine)
-    origin = _origin(sampler, config)
+    origin = _origin(sampler, config, work)
     known = _known(work, origin, config.gate)
     limits = replace(config.limits, seed=seed_for(work.seed, "gate"))
     measured: list[Measured] = []
     with open_verifier(config.reward, work.inputs, work.machine) as verifier:
 
         def work_off(block: Sequence[Problem]) -> Sequence[Measured]:
-            new = [problem for problem in block if problem.id not in known]
-            found = {one.problem.id: one for one in measure(new, sampler, verifier, config.gate, limits)} | known
+            # a problem that was changed under its old id is another one
+            same = {problem.id for problem in block if problem.id in known and known[problem.id].problem == problem}
+            new = [problem for problem in block if problem.id not in same]
+            found = known | {one.problem.id: one for one in measure(new, sampler, verifier, config.gate, limits)}
             return [found[problem.id] for problem in block]
 
         blocks = in_blocks(
@@ -97,10 +99,14 @@ def run(config: Config, work: Work) -> Summary:
     }
 
 
-def _origin(sampler: Sampler, config: Config) -> str:
-    """What a rate is a rate of: who answered, how often, how decoded and how judged. Seeds and bounds do not count."""
+def _origin(sampler: Sampler, config: Config, work: Work) -> str:
+    """What a rate is a rate of: who answered, how often, how decoded and how judged, by whom. Seeds and bounds do not
+    count."""
     policy = getattr(sampler, "policy", "")  # of a checkpoint, the fingerprint of its weights
-    return fingerprint([policy, config.gate.count, replace(config.limits, seed=0), config.reward])
+    told: list[object] = [policy, config.gate.count, replace(config.limits, seed=0), config.reward]
+    if "judge" in work.inputs:
+        told.append(read_manifest(work.inputs["judge"] / MANIFEST)["identity"])
+    return fingerprint(told)
 
 
 def _known(work: Work, origin: str, gate: Gate) -> dict[str, Measured]:
@@ -111,8 +117,9 @@ def _known(work: Work, origin: str, gate: Gate) -> dict[str, Measured]:
     stored = json.loads((earlier / ORIGIN).read_text())["fingerprint"] if (earlier / ORIGIN).exists() else None
     if stored != origin:
         raise UserError(
-            f"{earlier} was measured with other weights, another number of samples, other limits or another reward "
-            'than this gate asks for: leave the input "measured" out, or give one of the same checkpoint and settings'
+            f"{earlier} was measured with other weights, another number of samples, other limits, another reward or "
+            'another judge than this gate asks for: leave the input "measured" out, or give one of the same checkpoint '
+            "and settings"
         )
     found = read_jsonl(earlier / "measured.jsonl", Measured)
     return {one.problem.id: replace(one, dropped=gate.reason(one.rate)) for one in found}

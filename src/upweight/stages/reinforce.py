@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import fmean, median, pstdev
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Sampler, Verifier
-from upweight.core.records import Problem, Rollout
+from upweight.core.records import Problem
 from upweight.core.work import Estimate, Monitor, Summary, Work
 from upweight.model.language_model import fingerprint, interpolate, load, save
 from upweight.objectives.grpo import Grpo, RolloutBatch, Sampled, group_advantages
@@ -29,7 +30,7 @@ from upweight.rollout.local import LocalSampler
 from upweight.rollout.sandbox import Sandbox
 from upweight.rollout.vllm import Vllm, VllmSampler, open_vllm
 from upweight.store.jsonl import read_jsonl, write_jsonl
-from upweight.synthesize.difficulty import Gate, Measured, measure
+from upweight.synthesize.difficulty import Gate, Measured, measured
 from upweight.synthesize.rollouts import Group, Tools, gather
 from upweight.text.tokenizer import Tokenizer
 from upweight.train import parallel
@@ -145,6 +146,18 @@ class Config:
             raise UserError(f"{self.steps} steps of {self.problems_a_step} problems: both have to be at least 1")
         if self.limits.temperature <= 0:
             raise UserError("temperature 0 makes every completion of a group the same: nothing can be learned from it")
+        for name in ("temperature", "top_p", "top_k", "min_p"):
+            asked, told = getattr(self.limits, name), getattr(self.objective, name)
+            if asked != told:
+                raise UserError(
+                    f"the limits sample with {name} {asked}, and the objective is told {told}: its log-probabilities "
+                    f"are those of the distribution that was sampled from, so give it {name}={asked}"
+                )
+        if self.vllm is not None and self.limits.min_p > 0 and self.limits.top_p < 1:
+            raise UserError(
+                "vLLM cuts by min_p before top_p, and the trainer after it, which are different distributions: ask for "
+                "one of the two, or sample in this process"
+            )
         if not 0 < self.interpolation <= 1:
             raise UserError(f"interpolation is {self.interpolation}: expected above 0 and up to 1, the last weights")
         if self.resample_rounds < 0 or self.judge_every < 1 or not 1 <= self.updates_a_batch <= self.problems_a_step:
@@ -187,6 +200,8 @@ class OnPolicy(Loader):
         self._pool = list(parts.problems)
         self._refreshed = 0  # the step of the last refresh
         self._groups: list[Group] = []
+        self._stale = False  # sampled by older weights than the policy's
+        self._order: tuple[tuple[object, ...], list[int]] = ((), [])
 
     @property
     def consumed(self) -> int:
@@ -223,7 +238,7 @@ class OnPolicy(Loader):
         return self.config.objective.batches(
             [item for group in some for item in self._items(group)],
             row_tokens=self.config.batch_tokens,
-            fresh=part == 0,
+            fresh=part == 0 and not self._stale,
         )
 
     def _pending(self, step: int) -> Path:
@@ -245,34 +260,33 @@ class OnPolicy(Loader):
         config, groups, sampled = self.config, list[Group](), list[Group]()
         for again in range(1 + config.resample_rounds):
             name = ("rollouts", step) if again == 0 else ("rollouts", step, again)
-            made = self._gathered(
+            limits = replace(config.limits, seed=seed_for(self.seed, *name))
+            made = parallel.shared_out(
                 self._problems(config.problems_a_step - len(groups)),
-                replace(config.limits, seed=seed_for(self.seed, *name)),
+                partial(self._gathered, limits=limits, count=config.group),
+                alike=_prompt,
             )
             sampled += made
             groups += [group for group in made if not config.resample_rounds or any(self._advantages(group))]
             if len(groups) >= config.problems_a_step:
                 break
+        self._stale = self._lag().get("staleness", 0) > 0
         if parallel.world().rank == 0:
-            self._record(step, [group.rollout for group in sampled], len(groups))
+            self._record(step, sampled, len(groups))
         return groups
 
-    def _gathered(self, problems: Sequence[Problem], limits: Limits) -> list[Group]:
-        """The judged groups of some problems, shared out over the processes."""
+    def _gathered(self, problems: Sequence[Problem], limits: Limits, count: int) -> list[Group]:
+        """The judged groups of some problems, `count` completions each."""
         config, parts = self.config, self.parts
-        return parallel.shared_out(
+        return gather(
+            parts.sampler,
+            parts.tokenizer,
+            parts.verifier,
             problems,
-            lambda mine: gather(
-                parts.sampler,
-                parts.tokenizer,
-                parts.verifier,
-                mine,
-                count=config.group,
-                limits=limits,
-                tools=parts.tools,
-                most_turns=config.tools.most_turns if config.tools else 1,
-            ),
-            alike=_prompt,
+            count=count,
+            limits=limits,
+            tools=parts.tools,
+            most_turns=config.tools.most_turns if config.tools else 1,
         )
 
     def _advantages(self, group: Group) -> list[float]:
@@ -299,12 +313,18 @@ class OnPolicy(Loader):
         chosen = []
         for place in range(self._taken, self._taken + count):
             epoch, index = divmod(place, len(self._pool))
-            order = list(range(len(self._pool)))
-            name = ("order", self._refreshed, epoch) if self._refreshed else ("order", epoch)
-            Random(seed_for(self.seed, *name)).shuffle(order)
-            chosen.append(self._pool[order[index]])
+            chosen.append(self._pool[self._shuffled(epoch)[index]])
         self._taken += count
         return chosen
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        """The order of the pool in an epoch; shuffled once, since a pool may be long."""
+        name = ("order", self._refreshed, epoch) if self._refreshed else ("order", epoch)
+        if self._order[0] != name:
+            order = list(range(len(self._pool)))
+            Random(seed_for(self.seed, *name)).shuffle(order)
+            self._order = (name, order)
+        return self._order[1]
 
     def _refresh(self, step: int) -> None:
         """Where it is time, put the problems that are of the right difficulty now into the pool."""
@@ -315,7 +335,9 @@ class OnPolicy(Loader):
         problems = (self.parts.measured if refresh.dropped else ()) or self.parts.problems
         found = parallel.shared_out(
             problems,
-            lambda mine: measure(mine, self.parts.sampler, self.parts.verifier, refresh.gate, limits),
+            lambda mine: [
+                measured(group.rollout, refresh.gate) for group in self._gathered(mine, limits, refresh.gate.count)
+            ],
             alike=_prompt,
         )
         kept = [one.problem for one in found if one.dropped is None]
@@ -337,7 +359,8 @@ class OnPolicy(Loader):
             return {}
         return {"staleness": float(sampler.staleness), "push_seconds": sampler.push_seconds}
 
-    def _record(self, step: int, rollouts: Sequence[Rollout], kept: int) -> None:
+    def _record(self, step: int, groups: Sequence[Group], kept: int) -> None:
+        rollouts = [group.rollout for group in groups]
         completions = [completion for rollout in rollouts for completion in rollout.completions]
         whole = [
             verdict.score
@@ -345,7 +368,7 @@ class OnPolicy(Loader):
             for completion, verdict in zip(rollout.completions, rollout.verdicts, strict=True)
             if not completion.truncated
         ]
-        useful = [len({verdict.score for verdict in rollout.verdicts}) > 1 for rollout in rollouts]
+        useful = [any(self._advantages(group)) for group in groups]
         lengths = [len(completion.tokens) for completion in completions]
         judged: list[Any] = []
         if self.parts.judge is not None and step % self.config.judge_every == 0:
@@ -390,13 +413,13 @@ def run(config: Config, work: Work) -> Summary:
             "vLLM takes the weights of one training process so far: leave vllm out, and each of the "
             f"{parallel.world().size} processes samples its share, or start one"
         )
-    measured = _measured(work.inputs["problems"])
+    before = _measured(work.inputs["problems"])
     out = Path(parallel.told(str(work.out)))
     with ExitStack() as opened:
         verifier = opened.enter_context(open_verifier(config.reward, work.inputs, work.machine))
         if config.budget is not None:
             verifier = BudgetVerifier(
-                verifier, _usual_lengths(measured, work), config.budget.slack, config.budget.span, config.budget.least
+                verifier, _usual_lengths(before, work), config.budget.slack, config.budget.span, config.budget.least
             )
         tools: Sequence[Tool] = ()
         if config.tools is not None:
@@ -416,7 +439,7 @@ def run(config: Config, work: Work) -> Summary:
                 tokenizer,
                 verifier,
                 problems,
-                [one.problem for one in measured],
+                [one.problem for one in before],
                 tools,
                 judge,
             ),
@@ -455,6 +478,7 @@ def run(config: Config, work: Work) -> Summary:
     discard(work.out / "checkpoints")
     shutil.rmtree(work.out / "pending", ignore_errors=True)
     curves = {name: _curve(work.out / "metrics.jsonl", name) for name in CURVES}
+    mismatch = max([mismatch, *_curve(work.out / "metrics.jsonl", "logprob_difference", by="step")])
     warnings = hacking.warnings(curves)
     for warning in warnings:
         work.monitor.say(f"reward hacking? {warning}")
@@ -477,8 +501,8 @@ def _measured(directory: Path) -> list[Measured]:
     return read_jsonl(path, Measured) if path.exists() else []
 
 
-def _usual_lengths(measured: Sequence[Measured], work: Work) -> dict[str, float]:
-    usual = {one.problem.id: one.right_tokens for one in measured if one.right_tokens}
+def _usual_lengths(before: Sequence[Measured], work: Work) -> dict[str, float]:
+    usual = {one.problem.id: one.right_tokens for one in before if one.right_tokens}
     if not usual:
         raise UserError(
             f"{work.inputs['problems']} does not say how long right answers are, which a length budget needs: give the "
@@ -487,14 +511,14 @@ def _usual_lengths(measured: Sequence[Measured], work: Work) -> dict[str, float]
     return usual
 
 
-def _curve(path: Path, name: str) -> list[float]:
-    """The values of one metric by rollout step; a resumed run may have written a step twice, the later one counts."""
+def _curve(path: Path, name: str, by: str = "rollout_step") -> list[float]:
+    """The values of one metric by step; a resumed run may have written a step twice, the later one counts."""
     if not path.exists():
         return []
     by_step: dict[int, float] = {}
     for row in map(json.loads, path.read_text().splitlines()):
-        if "rollout_step" in row and name in row:
-            by_step[row["rollout_step"]] = row[name]
+        if by in row and name in row:
+            by_step[row[by]] = row[name]
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -110,7 +110,7 @@ def _is_heldout(problem_id: str, share: float) -> bool:
 def _members(tokenizer: Tokenizer, pair: Pair) -> Members:
     prompt = tuple(render(tokenizer, pair.problem.messages))
     chosen, rejected = (
-        (*prompt, *(member.tokens or (*tokenizer.encode(member.text), tokenizer.end_of_turn)))
+        (*prompt, *(member.tokens or (*tokenizer.encode(member.text, control=False), tokenizer.end_of_turn)))
         for member in (pair.chosen, pair.rejected)
     )
     return chosen, rejected

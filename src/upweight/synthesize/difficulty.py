@@ -13,7 +13,7 @@ from statistics import fmean, median
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Sampler, Verifier
-from upweight.core.records import Problem
+from upweight.core.records import Problem, Rollout
 
 
 @dataclass(frozen=True)
@@ -61,30 +61,35 @@ def measure(
 ) -> list[Measured]:
     """Every problem, in order, with its rate and whether it passes the gate."""
     groups = sampler.sample([problem.messages for problem in problems], count=gate.count, limits=limits)
-    measured = []
-    for problem, group in zip(problems, groups, strict=True):
-        verdicts = verifier.score(problem, group)
-        # the sum before the one division: 16 verdicts of 0 and 1 give 0.1 and 0.9 exactly where they are meant
-        rate = fsum(verdict.score for verdict in verdicts) / len(verdicts)
-        cut = fmean(completion.truncated for completion in group)
-        right = [len(one.tokens) for one, verdict in zip(group, verdicts, strict=True) if verdict.score > 0.5]
-        usual = float(median(right)) if right else None
-        measured.append(Measured(problem, rate, len(group), cut, gate.reason(rate), usual))
-    return measured
+    return [
+        measured(Rollout(problem, tuple(group), tuple(verifier.score(problem, group))), gate)
+        for problem, group in zip(problems, groups, strict=True)
+    ]
 
 
-def histogram(measured: Sequence[Measured], gate: Gate) -> Mapping[str, object]:
+def measured(rollout: Rollout, gate: Gate) -> Measured:
+    """What a judged group says of its problem."""
+    group, verdicts = rollout.completions, rollout.verdicts
+    # the sum before the one division: 16 verdicts of 0 and 1 give 0.1 and 0.9 exactly where they are meant
+    rate = fsum(verdict.score for verdict in verdicts) / len(verdicts)
+    cut = fmean(completion.truncated for completion in group)
+    right = [len(one.tokens) for one, verdict in zip(group, verdicts, strict=True) if verdict.score > 0.5]
+    usual = float(median(right)) if right else None
+    return Measured(rollout.problem, rate, len(group), cut, gate.reason(rate), usual)
+
+
+def histogram(found: Sequence[Measured], gate: Gate) -> Mapping[str, object]:
     """Counts for the report: kept, dropped by reason, and how many problems have each rate."""
-    kept = [one for one in measured if one.dropped is None]
+    kept = [one for one in found if one.dropped is None]
     return {
-        "problems": len(measured),
+        "problems": len(found),
         "kept": len(kept),
-        "kept_share": round(len(kept) / len(measured), 4) if measured else None,
-        "dropped": dict(Counter(one.dropped for one in measured if one.dropped is not None)),
-        "mean_rate": round(fmean(one.rate for one in measured), 4) if measured else None,
+        "kept_share": round(len(kept) / len(found), 4) if found else None,
+        "dropped": dict(Counter(one.dropped for one in found if one.dropped is not None)),
+        "mean_rate": round(fmean(one.rate for one in found), 4) if found else None,
         "mean_rate_kept": round(fmean(one.rate for one in kept), 4) if kept else None,
-        "truncated_share": round(fmean(one.truncated_share for one in measured), 4) if measured else None,
-        "rates": {f"{rate:.4g}": number for rate, number in sorted(Counter(one.rate for one in measured).items())},
+        "truncated_share": round(fmean(one.truncated_share for one in found), 4) if found else None,
+        "rates": {f"{rate:.4g}": number for rate, number in sorted(Counter(one.rate for one in found).items())},
         "bounds": [gate.low, gate.high],
         "samples": gate.count,
     }

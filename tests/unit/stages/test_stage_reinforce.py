@@ -16,6 +16,9 @@ from upweight.core.records import Completion, Message, Problem, Verdict
 from upweight.core.work import Work
 from upweight.model.weights import fingerprint, load
 from upweight.objectives.grpo import Grpo
+from upweight.rollout.episode import Tool
+from upweight.rollout.remote import RemoteSampler
+from upweight.rollout.vllm import Vllm, VllmSampler
 from upweight.stages import reinforce
 from upweight.stages.reinforce import Budget, Config, OnPolicy, Parts, Refresh
 from upweight.store.jsonl import write_jsonl
@@ -249,10 +252,58 @@ def test_options_that_make_no_sense_are_refused() -> None:
         replace(CONFIG, interpolation=0.0)
     with pytest.raises(UserError, match="updates_a_batch 4"):
         replace(CONFIG, updates_a_batch=4)
+    cooler = Limits(max_new_tokens=8, temperature=0.9, top_p=0.8, min_p=0.1)
+    with pytest.raises(UserError, match=r"temperature 0\.9, and the objective is told 1\.0"):
+        replace(CONFIG, limits=cooler)
+    told = Grpo(temperature=0.9, top_p=0.8, min_p=0.1)
+    assert replace(CONFIG, limits=cooler, objective=told).limits == cooler
+    with pytest.raises(UserError, match="vLLM cuts by min_p before top_p"):
+        replace(CONFIG, limits=cooler, objective=told, vllm=Vllm())
     with pytest.raises(UserError, match=r"slack 0\.5"):
         Budget(slack=0.5)
     with pytest.raises(UserError, match="every 0 steps"):
         Refresh(every=0)
+
+
+def test_a_refresh_lets_the_policy_use_its_tools(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    whole = reinforce.gather
+
+    def noted(*args: Any, **options: Any) -> Any:
+        told.append((options["count"], len(options["tools"])))
+        return whole(*args, **{**options, "tools": ()})
+
+    monkeypatch.setattr(reinforce, "gather", noted)
+    tools = [Tool("python", "", {}, lambda arguments: "")]
+    config = replace(CONFIG, problems_a_step=2, refresh=Refresh(every=1), objective=Grpo(mismatch_bound=100.0))
+    made = loader(config, Fixed([]), tmp_path, model)
+    made.parts = replace(made.parts, tools=tools)
+    made.next(SETTING)
+    made.next(SETTING)
+    # four completions of a step's problems, eight of each problem for the gate, four again
+    assert told == [(4, 1), (8, 1), (4, 1)]
+
+
+def test_rollouts_of_older_weights_are_no_fresh_ones(tmp_path: Path, model: Path) -> None:
+    class Pushed:
+        def send_weights(self) -> None:
+            return
+
+        def shutdown(self) -> None:
+            return
+
+    remote = RemoteSampler("http://nowhere", "policy")
+    remote.sample = Fixed([]).sample  # type: ignore[method-assign]
+    version = [0]
+    sampler = VllmSampler(remote, "http://nowhere", Pushed(), lambda: version[0], most_stale=1)
+    sampler._post = lambda *_: None  # type: ignore[method-assign]
+    made = loader(replace(CONFIG, objective=Grpo(mismatch_bound=1e-3)), sampler, tmp_path, model)
+    fresh = []
+    for version[0] in range(3):
+        fresh += [batch.fresh for batch in made.next(SETTING)]
+    # the second batch is sampled one update late: the bound on two implementations of the same weights does not apply
+    assert fresh == [True, False, True]
+    assert [row["staleness"] for row in made.monitor.rows] == [0, 1, 0]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -266,11 +317,15 @@ class Broken(Verifier):
             import time
 
             time.sleep(60)
+        if self.how == "leaves":
+            raise SystemExit(3)
         if self.how == "few":
             return [Verdict(1.0, "")]
         verdicts = [Verdict(1.0, "") for _ in group]
         if self.how == "nan":
             object.__setattr__(verdicts[0], "score", float("nan"))
+        if self.how == "text":
+            object.__setattr__(verdicts[0], "score", "1")
         return [1.0 for _ in group] if self.how == "numbers" else verdicts  # type: ignore[misc]
 
 
@@ -279,6 +334,8 @@ class Broken(Verifier):
     [
         ("raises", "the verifier Broken on problem . .* raised ZeroDivisionError: by nothing"),
         ("hangs", r"has not answered within 0\.5 s"),
+        ("leaves", "raised SystemExit: 3"),
+        ("text", "expected a Verdict with a finite score"),
         ("few", "gave 1 verdicts for 4 completions"),
         ("nan", "expected a Verdict with a finite score"),
         ("numbers", r"gave 1\.0: expected a Verdict"),

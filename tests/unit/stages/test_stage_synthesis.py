@@ -1,5 +1,6 @@
 """refine, reconstruct, pair and gate as stages: files, figures, and going on after a kill."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from upweight.model.weights import save
 from upweight.stages import gate, imitate, pair, reconstruct, refine
 from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize import stories
-from upweight.synthesize.difficulty import Gate
+from upweight.synthesize.difficulty import Gate, Measured
 from upweight.synthesize.pairs import PairRules
 from upweight.synthesize.pipelines import program
 from upweight.synthesize.programs import problem as program_problem
@@ -172,6 +173,37 @@ def test_what_an_earlier_gate_measured_is_not_sampled_again(
     other = work(tmp_path, "other", problems=problems, measured=tmp_path / "first")
     with pytest.raises(UserError, match="another number of samples"):
         gate.run(gate.Config(gate=Gate(count=8)), other)
+
+
+def test_a_problem_that_was_mended_under_its_id_is_measured_anew(
+    tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "cast", lambda *_: Solver(8))
+    gate.run(gate.Config(problems={"stem.jsonl": 30}), work(tmp_path, "first", problems=problems))
+    stem = read_jsonl(problems / "stem.jsonl", Problem)
+    stem[3] = replace(stem[3], answer="not a number")
+    write_jsonl(problems / "stem.jsonl", stem)
+    again = work(tmp_path, "again", problems=problems, measured=tmp_path / "first")
+    gate.run(gate.Config(problems={"stem.jsonl": 30}), again)
+    found = {one.problem.id: one for one in read_jsonl(again.out / "measured.jsonl", Measured)}
+    assert found[stem[3].id].problem == stem[3]
+    assert found[stem[3].id].rate == 0
+
+
+def test_rates_by_another_judge_are_not_taken_over(
+    tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "cast", lambda *_: Solver(8))
+    judges = {name: tmp_path / name for name in ("one", "other")}
+    for name, folder in judges.items():
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"identity": {"stage": name}}))
+    config = gate.Config(problems={"stem.jsonl": 2})
+    gate.run(config, work(tmp_path, "first", problems=problems, judge=judges["one"]))
+    again = {"problems": problems, "measured": tmp_path / "first"}
+    assert gate.run(config, work(tmp_path, "second", **again, judge=judges["one"]))["problems"] == 2
+    with pytest.raises(UserError, match="another judge"):
+        gate.run(config, work(tmp_path, "third", **again, judge=judges["other"]))
 
 
 def test_win_rates_are_no_gate() -> None:
