@@ -14,12 +14,18 @@ from upweight.core.protocols import Verifier
 from upweight.core.records import Completion, Problem, Verdict
 from upweight.verify.exact import LONGEST_ANSWER, number, same, tidy
 from upweight.verify.symbolic import Outcome, compare_expressions
+from upweight.verify.units import same_quantity
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\[{}\\]|[{}]")
-_SAID = re.compile(r"\banswer\s{0,8}(?:is|:|=)[ \t*:]{0,8}|####[ \t]{0,8}", re.IGNORECASE)
+_SAID = re.compile(r"\banswer[\s*_]{0,8}(?:is\b|:|=)[\s*_:]{0,8}|####[ \t]{0,8}", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
 _CHOICE = re.compile(r"\(?([A-Z])[).]?")
+_CHOSEN = re.compile(r"\(?([A-Z])[).:] \S.*")
+_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9 ,.:'’-]*[A-Za-z]{2}[A-Za-z0-9 ,.:'’-]*")
+_BASED = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]{1,2})\}?")
+_SET = re.compile(r"\\?\{[^{}]*,[^{}]*\}")
+_ORDERED = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")
 _LONGEST_SHOWN = 80
 
 
@@ -71,9 +77,22 @@ def decided_by_rule(candidate: str, reference: str) -> bool | None:
     known, given = number(reference), number(candidate)
     if known is not None and given is not None:
         return same(given, known)
-    asked, chosen = _CHOICE.fullmatch(reference), _CHOICE.fullmatch(candidate)
+    alike = same_quantity(candidate, reference)
+    if alike is not None:
+        return alike
+    asked, chosen = _CHOICE.fullmatch(reference), _CHOICE.fullmatch(candidate) or _CHOSEN.fullmatch(candidate)
     if asked and chosen:
         return asked.group(1) == chosen.group(1)
+    one, other = _BASED.fullmatch(candidate), _BASED.fullmatch(reference)
+    if one and other and one.group(2) != other.group(2):
+        values = [_in_base(*found.groups()) for found in (one, other)]
+        return None not in values and values[0] == values[1]
+    if _SET.fullmatch(candidate) and _ORDERED.fullmatch(reference):
+        return False
+    if _ORDERED.fullmatch(candidate) and _SET.fullmatch(reference):
+        return False
+    if candidate.casefold() == reference.casefold() and _TEXT.fullmatch(reference):
+        return True
     if _WORDS.fullmatch(reference) and _WORDS.fullmatch(candidate):
         if candidate.casefold() == reference.casefold():
             return True
@@ -84,6 +103,13 @@ def decided_by_rule(candidate: str, reference: str) -> bool | None:
     if known is not None and _WORDS.fullmatch(candidate):
         return False
     return None
+
+
+def _in_base(digits: str, base: str) -> int | None:
+    try:
+        return int(digits, int(base)) if int(base) else None
+    except ValueError:  # a digit that the base does not have, or a base that there is not
+        return None
 
 
 def equivalent(candidate: str, reference: str) -> bool:

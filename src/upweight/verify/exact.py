@@ -13,7 +13,7 @@ LONGEST_ANSWER = 1000
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = re.compile(
-    rf"([+-]?) ?\$? ?({_DIGITS})?(?:\.([0-9]+))?"
+    rf"([+-]?) ?\$? ?({_DIGITS}|[0-9]{{1,3}}(?: [0-9]{{3}})+)?(?:\.([0-9]+))?"
     r"(?:[eE]([+-]?[0-9]{1,3})| ?(?:\\times|\\cdot|\*|x|×) ?10(?:\^|\*\*)\{?([+-]?[0-9]{1,3})\}?)? ?(%?)"
 )
 _FRACTION = re.compile(rf"([+-]?) ?\$?(?:([0-9]+) +)?({_DIGITS}) ?/ ?([+-]?)({_DIGITS})")
@@ -21,9 +21,51 @@ _LATEX_FRACTION = re.compile(
     r"([+-]?) ?([0-9]*) ?\\frac ?(?:\{ ?([+-]?)([0-9]+) ?\}|([0-9])) ?(?:\{ ?([+-]?)([0-9]+) ?\}|([0-9]))"
 )
 _LATEX_NOISE = re.compile(
-    r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\[!,;:]|\^\{?\\circ\}?|\\(?=[%$ ])|(?<=[0-9])\{,\}(?=[0-9])"
+    r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\^\{?\\circ\}?|(?<=[0-9])\{,\}(?=[0-9])"
+    r"|(?<!\\)\\(?:[!,;:]|(?=[%$ ]))"  # not the second of the two that end a row of a matrix
+)
+_LATEX_SAME = (
+    (re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"),
+    (re.compile(r"\\(?:le|ge|ne)q(?![a-z])"), lambda found: found.group()[:-1]),
+    (re.compile(r"\\varnothing(?![a-z])"), r"\\emptyset"),
+    (re.compile(r"\\langle(?![a-z])"), "("),
+    (re.compile(r"\\rangle(?![a-z])"), ")"),
+    (re.compile(r"^\\approx(?![a-z])"), ""),
 )
 _LATEX_WORDS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|boxed)\s*\{([^{}\\]*)\}")
+_REPEATING = re.compile(r"([+-]?) ?([0-9]*)\.([0-9]*)\\(?:overline|bar) ?\{?([0-9]+)\}?( ?%)?")
+_UNICODE = str.maketrans(
+    {
+        "−": "-",
+        "°": "",
+        "\N{NO-BREAK SPACE}": " ",
+        "\N{NARROW NO-BREAK SPACE}": " ",
+        "\N{THIN SPACE}": " ",
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "∅": r"\emptyset ",
+        "ℝ": r"\mathbb{R}",
+        "≈": r"\approx ",
+        "±": r"\pm ",
+        "⋅": r"\cdot ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "½": " 1/2",
+        "⅓": " 1/3",
+        "⅔": " 2/3",
+        "¼": " 1/4",
+        "¾": " 3/4",
+        "²": "^2",
+        "³": "^3",
+        "⁴": "^4",
+    }
+)
+_ROOT = re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+|[A-Za-z]))")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 
 
@@ -41,13 +83,14 @@ def tidy(text: str) -> str:
     for start, end in _WRAPPERS:
         if len(text) > len(start) + len(end) and text.startswith(start) and text.endswith(end):
             text = text[len(start) : -len(end)].strip()
+    if not text.isascii():
+        text = _ROOT.sub(lambda found: rf"\sqrt{{{found.group(1) or found.group(2)}}}", text.translate(_UNICODE))
     if "\\" in text or "{,}" in text:
         text = _LATEX_WORDS.sub(r"\1", text)
-        text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",")
-        text = _LATEX_NOISE.sub("", text)
-    if not text.isascii():
-        text = text.replace("−", "-").replace("°", "").replace("\N{NO-BREAK SPACE}", " ")
-    return " ".join(text.removesuffix(".").split())
+        text = _LATEX_NOISE.sub("", text).replace("{,}", ",")
+        for pattern, meaning in _LATEX_SAME:
+            text = pattern.sub(meaning, text)
+    return " ".join(text.strip().removesuffix(".").split())
 
 
 @lru_cache(maxsize=16384)
@@ -57,7 +100,7 @@ def number(text: str) -> Number | None:
         return Number(int(text), 1, False)
     if not text or len(text) > LONGEST_ANSWER:
         return None
-    return _decimal(text) or _fraction(text) or _latex_fraction(text)
+    return _decimal(text) or _fraction(text) or _latex_fraction(text) or _repeating(text)
 
 
 def same(one: Number, other: Number) -> bool:
@@ -72,7 +115,7 @@ def same(one: Number, other: Number) -> bool:
 
 
 def _integer(digits: str) -> int:
-    return int(digits.replace(",", "") or "0")
+    return int(digits.replace(",", "").replace(" ", "") or "0")
 
 
 def _decimal(text: str) -> Number | None:
@@ -86,6 +129,17 @@ def _decimal(text: str) -> Number | None:
     numerator, denominator = _integer(whole or "") * 10 ** len(places) + _integer(places), 10 ** len(places)
     shift = int(exponent or power or 0)
     numerator, denominator = numerator * 10 ** max(shift, 0), denominator * 10 ** max(-shift, 0)
+    return Number(-numerator if sign == "-" else numerator, denominator, bool(percent))
+
+
+def _repeating(text: str) -> Number | None:
+    r"""0.1\overline{6} is (16 - 1) / 90."""
+    found = _REPEATING.fullmatch(text)
+    if found is None:
+        return None
+    sign, whole, fixed, again, percent = found.groups()
+    numerator = _integer(whole + fixed + again) - _integer(whole + fixed)
+    denominator = (10 ** len(again) - 1) * 10 ** len(fixed)
     return Number(-numerator if sign == "-" else numerator, denominator, bool(percent))
 
 

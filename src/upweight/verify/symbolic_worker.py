@@ -7,13 +7,17 @@ not depend on how busy the machine is. An expression that exceeds them ends the 
 
 import json
 import logging
+import re
 import resource
 import sys
 import time
 
+import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
 MEMORY_BYTES = 4 * 2**30
+
+_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 
 
 def _parsed(text: str) -> list[object]:
@@ -23,7 +27,26 @@ def _parsed(text: str) -> list[object]:
 def equal(candidate: str, reference: str) -> bool:
     """Whether both parse to something and mean the same, by math-verify's rules."""
     known, given = _parsed(reference), _parsed(candidate)
-    return bool(known) and bool(given) and bool(verify(known, given, timeout_seconds=None))
+    if not known or not given:
+        return False
+    if _same(known, given):
+        return True
+    # to math-verify a letter like any other
+    return bool(_I.search(candidate) or _I.search(reference)) and _same(_imaginary(known), _imaginary(given))
+
+
+def _same(known: list[object], given: list[object]) -> bool:
+    return bool(verify(known, given, allow_set_relation_comp=True, timeout_seconds=None))
+
+
+def _imaginary(parsed: list[object]) -> list[object]:
+    """The expressions with i as the imaginary unit and e as Euler's number."""
+    meant = {"i": sympy.I, "e": sympy.E}
+    return [
+        sympy.simplify(one.subs({letter: meant[letter.name] for letter in one.free_symbols if letter.name in meant}))
+        for one in parsed
+        if isinstance(one, sympy.Expr)
+    ]
 
 
 def main() -> None:
