@@ -104,8 +104,9 @@ class _Worker:
 
     def _read(self, wall_seconds: float) -> Any:
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], wall_seconds)
-        line = self.process.stdout.readline() if readable else ""
+        poll = select.poll()  # select knows no descriptors beyond 1023
+        poll.register(self.process.stdout, select.POLLIN)
+        line = self.process.stdout.readline() if poll.poll(1000 * wall_seconds) else ""
         if not line:
             self.kill()
             raise WorkerDied
