@@ -118,6 +118,9 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises the bare class
             raise UserError(f"{file} is not a readable tokenizer: {error}") from error
+        # what whoever saved it had asked for last: it would cut every text, or fill it up, without a word
+        backend.no_truncation()
+        backend.no_padding()
         settings = _read_json(directory / "tokenizer_config.json")
         named = {**_read_json(directory / "special_tokens_map.json"), **settings}
         special = {
@@ -203,10 +206,10 @@ class Tokenizer:
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """Token ids lie below this, added tokens included."""
-        return max(self._backend.get_vocab_size(with_added_tokens=True), 1 + max(self._special_ids, default=0))
+        """Token ids lie below this, added tokens included; some numbers below it may stand for none."""
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
     def check_fits(self, vocab_size: int, where: str) -> None:
         """Raises UserError where a model of `vocab_size` embeddings, found at `where`, has none for some of the tokens.

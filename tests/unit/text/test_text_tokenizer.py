@@ -187,6 +187,29 @@ def test_stock_directories_are_opened(tmp_path: Path) -> None:
     assert made.chat_template == template
 
 
+def test_a_tokenizer_saved_while_it_cut_and_filled_texts_up_does_neither(made: Tokenizer, tmp_path: Path) -> None:
+    # transformers saves what was last asked of a fast tokenizer: tokenizer(texts, truncation=True, padding=True)
+    made.save(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(max_length=4)
+    backend.enable_padding(length=64)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    found = Tokenizer.load(tmp_path)
+    for control in (True, False):
+        assert found.encode(TEXTS[0], control=control) == made.encode(TEXTS[0], control=control)
+        assert found.encode_many(TEXTS[:3], control=control) == made.encode_many(TEXTS[:3], control=control)
+    assert found.fingerprint == made.fingerprint
+
+
+def test_token_ids_lie_below_the_size_of_a_vocabulary_with_gaps(made: Tokenizer, tmp_path: Path) -> None:
+    made.save(tmp_path)
+    told = json.loads((tmp_path / "tokenizer.json").read_text())
+    word = max(told["model"]["vocab"], key=told["model"]["vocab"].get)
+    told["model"]["vocab"][word] = 310
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    assert Tokenizer.load(tmp_path).vocab_size == 311
+
+
 def test_a_hub_name_is_fetched(made: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.save(tmp_path / "snapshot")
     asked: list[object] = []
