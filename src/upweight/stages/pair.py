@@ -15,6 +15,7 @@ from upweight.synthesize.checking import open_checks
 from upweight.synthesize.pairs import Candidates, PairRules, balanced, judge, length_bias, pairs_of, statistics
 from upweight.synthesize.portions import Portions, listed, read_portions
 from upweight.synthesize.roles import Checkpoint, Part, cast
+from upweight.text.chat import encode_reply, render
 from upweight.text.tokenizer import Tokenizer
 
 EXAMPLES = 3
@@ -75,7 +76,11 @@ def run(config: Config, work: Work) -> Summary:
             positives = teacher.sample(asked, count=config.teacher_samples, limits=teacher_limits)
             negatives = student.sample(asked, count=config.student_samples, limits=student_limits)
             if reader is not None:
-                positives = [[_read_again(reader, one) for one in group] for group in positives]
+                prompts = [render(reader, messages) for messages in asked]
+                positives = [
+                    [_read_again(reader, prompt, one) for one in group]
+                    for prompt, group in zip(prompts, positives, strict=True)
+                ]
             return [judge(*found, verifier) for found in zip(block, positives, negatives, strict=True)]
 
         for block in in_blocks(
@@ -133,11 +138,12 @@ def _reader(config: Config, work: Work) -> Tokenizer | None:
     return student
 
 
-def _read_again(tokenizer: Tokenizer, completion: Completion) -> Completion:
+def _read_again(tokenizer: Tokenizer, prompt: Sequence[int], completion: Completion) -> Completion:
     """The same text in the student's tokens; one that was cut off stays without an end."""
-    end = () if completion.truncated else (tokenizer.end_of_turn,)
-    tokens = (*tokenizer.encode(completion.text), *end) if completion.text else ()
-    return replace(completion, tokens=tokens, logprobs=())
+    if not completion.text:
+        return replace(completion, tokens=(), logprobs=())
+    tokens = encode_reply(tokenizer, prompt, completion.text, ended=not completion.truncated)
+    return replace(completion, tokens=tuple(tokens), logprobs=())
 
 
 def _example(pair: Pair) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from upweight.store.signal import META, Signal, SignalWriter
 from upweight.synthesize.encoded import encode_pair
 from upweight.synthesize.roles import Checkpoint, Endpoint
 from upweight.text.alignment import coinciding, shared_tokens, spans
-from upweight.text.chat import render
+from upweight.text.chat import encode_reply, render
 from upweight.text.tokenizer import Tokenizer
 
 SIGNAL = "signal"
@@ -234,8 +234,8 @@ class _Aligned(_Asked):
             )
 
     def along(self, questions: Sequence[Question]) -> list[Distributions]:
-        read = [(*self.own.encode(one.text), self.own.end_of_turn) for one in questions]
         prompts = [render(self.own, one.messages) for one in questions]
+        read = [encode_reply(self.own, prompt, one.text) for prompt, one in zip(prompts, questions, strict=True)]
         made = []
         for one, tokens, hidden in zip(
             questions, read, hidden_along(self.whole, list(zip(prompts, read, strict=True))), strict=True

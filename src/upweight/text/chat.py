@@ -9,13 +9,18 @@ and the model has to write what full_i adds to prompt_i, up to and with the toke
 encoded piece by piece, cut where the model begins and ends to write: so the tokens before a trained turn are exactly
 those that the sampler would be prompted with.
 
+What a message says cannot end its turn nor open another: the names of the control tokens that set turns apart are plain
+text in it. Others (a mark of thinking that is a control token) only an assistant's turn and a system message may hold.
+
 A template that breaks this is refused rather than trained with a wrong mask: where prompt_i does not begin full_i,
 where nothing is left to write, where no token ends the turn. Some templates (Qwen3's) drop the thinking of earlier
 turns from what follows; then no single sequence holds what the model wrote in each turn, and `encode_turns` makes
 several, each turn as the model would see it when it wrote that turn.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from upweight.core.errors import UserError
@@ -23,9 +28,12 @@ from upweight.core.records import Message
 from upweight.text.template import CHATML, PLAIN, render_text
 from upweight.text.tokenizer import Tokenizer
 
-__all__ = ["CHATML", "PLAIN", "EncodedConversation", "encode_conversation", "encode_turns", "render"]
+__all__ = ["CHATML", "PLAIN", "EncodedConversation", "encode_conversation", "encode_reply", "encode_turns", "render"]
 
 Tools = Sequence[Mapping[str, Any]]
+
+BEGIN_PLAIN, END_PLAIN = "\ufdd0", "\ufdd1"
+"""What stands around the name of a control token that is plain text, until it is encoded: no characters of Unicode."""
 
 
 class EncodedConversation(NamedTuple):
@@ -46,8 +54,16 @@ class _Turn(NamedTuple):
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Tools | None = None) -> list[int]:
     """The prompt for the next assistant's turn: the conversation and the template's generation prompt."""
+    messages, tools = _as_said(tokenizer, messages), _as_text(tools, tokenizer.control_names)
     prompt = _text(tokenizer, messages, tools, generation_prompt=True)
     return _encode(tokenizer, prompt, _turns(tokenizer, messages, tools), trained=[]).tokens
+
+
+def encode_reply(tokenizer: Tokenizer, prompt: Sequence[int], text: str, *, ended: bool = True) -> list[int]:
+    """What the model would have written to say `text` after `prompt`: with the end of its turn where it `ended`."""
+    last = prompt[-1] if prompt else None
+    tokens = _tokens(tokenizer, _as_text(text, tokenizer.framing_names), last)
+    return [*tokens, tokenizer.end_of_turn] if ended else tokens
 
 
 def encode_conversation(
@@ -75,6 +91,7 @@ def encode_turns(
     One, where the rendering of each turn begins the rendering of the next; else a sequence ends before the template
     rewrites it. A turn that is trained in one sequence is context in the others.
     """
+    messages, tools = _as_said(tokenizer, messages), _as_text(tools, tokenizer.control_names)
     turns = _turns(tokenizer, messages, tools)
     if not any(turn.trained for turn in turns):
         raise UserError(
@@ -161,12 +178,47 @@ def _encode(tokenizer: Tokenizer, text: str, turns: Sequence[_Turn], trained: Se
         if turn.end <= at or not text.startswith(turn.text[: turn.end]):
             continue
         for piece, learn in ((text[at : turn.begin], False), (text[turn.begin : turn.end], turn in trained)):
-            numbers = tokenizer.encode(piece)
+            numbers = _tokens(tokenizer, piece, tokens[-1] if tokens else None)
             tokens += numbers
             mask += [learn] * len(numbers)
         at = turn.end
-    rest = tokenizer.encode(text[at:])
+    rest = _tokens(tokenizer, text[at:], tokens[-1] if tokens else None)
     return EncodedConversation(tokens + rest, mask + [False] * len(rest))
+
+
+def _tokens(tokenizer: Tokenizer, text: str, last: int | None) -> list[int]:
+    """The tokens of rendered text that goes on after the token `last`."""
+    tokens: list[int] = []
+    at = 0
+    for plain in re.finditer(f"{BEGIN_PLAIN}({tokenizer.control_names.pattern}){END_PLAIN}", text):
+        tokens += tokenizer.continued(text[at : plain.start()], tokens[-1] if tokens else last)
+        tokens += tokenizer.encode(plain[1], control=False)
+        at = plain.end()
+    return tokens + tokenizer.continued(text[at:], tokens[-1] if tokens else last)
+
+
+def _as_said(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[Message]:
+    """The messages, in which control tokens are marked as plain text."""
+    said = []
+    for message in messages:
+        names = tokenizer.framing_names if message.role in ("assistant", "system") else tokenizer.control_names
+        calls = tuple(
+            replace(call, name=_as_text(call.name, names), arguments=_as_text(call.arguments, names))
+            for call in message.tool_calls
+        )
+        said.append(replace(message, content=_as_text(message.content, names), tool_calls=calls))
+    return said
+
+
+def _as_text(value: Any, names: re.Pattern[str]) -> Any:
+    """The same with `names` marked as plain text in every string of it."""
+    if isinstance(value, str):
+        return names.sub(lambda found: f"{BEGIN_PLAIN}{found.group()}{END_PLAIN}", value)
+    if isinstance(value, Mapping):
+        return {_as_text(key, names): _as_text(item, names) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_text(item, names) for item in value]
+    return value
 
 
 def _template(tokenizer: Tokenizer) -> str:

@@ -8,6 +8,7 @@ documents can hold them.
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ WORDS = (
 """Where a token must end. In the manner of GPT-4's pattern, with single digits."""
 
 _TEMPLATE_NAME = "chat_template.jinja"
+_BLANK = "\u2581"
+"""What SentencePiece writes for a blank, and before a text."""
 
 
 class Tokenizer:
@@ -196,6 +199,18 @@ class Tokenizer:
                 "Unicode: remove it"
             ) from None
 
+    def continued(self, text: str, last: int | None) -> list[int]:
+        """Token ids of a text that goes on where another one has ended with the token `last`; None begins anew.
+
+        They differ from `encode` where a tokenizer sets a blank before each text, as SentencePiece does: none stands
+        within one.
+        """
+        if last is None or not text or not self._sets_blank_before:
+            return self.encode(text)
+        before = self.token_text(last) if last in self._special_ids else "\n"
+        known, tokens = self.encode(before), self.encode(before + text)
+        return tokens[len(known) :] if tokens[: len(known)] == known else self.encode(text)
+
     def encode_many(self, texts: Sequence[str], *, control: bool = True) -> list[list[int]]:
         """`encode` over many texts at once, on all threads."""
         backend = self._backend if control else self._uncontrolled
@@ -239,6 +254,23 @@ class Tokenizer:
         after = [token for token in self.encode(written.rpartition("reply")[2]) if token in self._special_ids]
         return after[0] if after else self.end_of_text
 
+    @functools.cached_property
+    def control_names(self) -> re.Pattern[str]:
+        """Matches the name of any control token."""
+        return _any_of(self._control)
+
+    @functools.cached_property
+    def framing_names(self) -> re.Pattern[str]:
+        """Matches the names of the control tokens that set turns and texts apart: those that the chat template writes
+        between an assistant's turn and the next one, and those at which a completion has ended."""
+        names = {self._end_of_text, self.token_text(self.end_of_turn)} & self._control.keys()
+        if self.chat_template is not None:
+            asked = [Message("user", "question"), Message("assistant", "reply"), Message("user", "next question")]
+            written = render_text(self.chat_template, asked, special_tokens=self.special_tokens)
+            between = written.rpartition("next question")[0].rpartition("reply")[2]
+            names |= set(self.control_names.findall(between))
+        return _any_of(names)
+
     @property
     def stop_tokens(self) -> frozenset[int]:
         """The tokens at which a completion has ended."""
@@ -273,11 +305,20 @@ class Tokenizer:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @functools.cached_property
+    def _sets_blank_before(self) -> bool:
+        return any(token.startswith(_BLANK) for token in self._backend.encode("a", add_special_tokens=False).tokens)
+
+    @functools.cached_property
     def _uncontrolled(self) -> tokenizers.Tokenizer:
         """A second backend, because the switch is a state and encoding must be safe from several threads."""
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         backend.encode_special_tokens = True
         return backend
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _without(text: str, names: Sequence[str]) -> str:

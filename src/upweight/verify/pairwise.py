@@ -19,7 +19,7 @@ from upweight.core.batches import PADDING
 from upweight.core.protocols import Verifier
 from upweight.core.records import Completion, Problem, Verdict
 from upweight.model.heads import ScalarHead
-from upweight.text.chat import render
+from upweight.text.chat import encode_reply, render
 from upweight.text.tokenizer import Tokenizer
 
 Scorer = Callable[[Problem, Sequence[Completion]], list[float]]
@@ -115,16 +115,14 @@ class RewardModelScorer:
 
     def __call__(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
         prompt = render(self.tokenizer, problem.messages)
-        sequences = [prompt + self._answer(completion) for completion in completions]
+        sequences = [
+            [*prompt, *(one.tokens or encode_reply(self.tokenizer, prompt, one.text, ended=not one.truncated))]
+            for one in completions
+        ]
         rewards: list[float] = []
         for start in range(0, len(sequences), self.batch_rows):
             rewards += self._forward(sequences[start : start + self.batch_rows]).tolist()
         return rewards
-
-    def _answer(self, completion: Completion) -> list[int]:
-        if completion.tokens:
-            return list(completion.tokens)
-        return [*self.tokenizer.encode(completion.text, control=False), self.tokenizer.end_of_turn]
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, " sequence"]:
