@@ -262,7 +262,7 @@ class Dpd(Objective):
 
         Logged: `dpo`, `positive` and `negative` (before their weights), `margin` in nats and `accuracy`, the share of
         pairs whose margin is above 0. With a cached teacher also `teacher_tail`, the probability that it did not store,
-        and `taught`, the share of tokens that it has a distribution for, where these are not all.
+        and `taught`, the share of tokens that it has a distribution for.
         """
         sequences = batch.sequences
         trained = sequences.weights > 0
@@ -389,10 +389,12 @@ def _of_cache(batch: PairBatch, pairs: Tensor) -> dict[str, Loss]:
     if batch.cached is None:
         return {}
     tail = batch.cached.tail()
-    terms = {"teacher_tail": Loss(tail.sum(), pairs.new_tensor(len(tail)))}
-    if batch.taught is not None:
-        terms["taught"] = Loss(batch.taught.to(pairs.dtype).sum(), pairs.new_tensor(len(batch.taught)))
-    return terms
+    # of every batch, whole ones too: a step's share is over all its tokens, and all processes add up the same terms
+    tokens = len(tail) if batch.taught is None else len(batch.taught)
+    return {
+        "teacher_tail": Loss(tail.sum(), pairs.new_tensor(len(tail))),
+        "taught": Loss(pairs.new_tensor(len(tail)), pairs.new_tensor(tokens)),
+    }
 
 
 def _by_sequence(values: Tensor, owner: Tensor, count: int) -> Tensor:

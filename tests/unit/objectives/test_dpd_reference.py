@@ -179,6 +179,26 @@ def test_a_stored_teacher_merges_what_it_did_not_keep(direction: Direction) -> N
     assert abs(float(sparse.terms["dpo"].total) - float(whole.terms["dpo"].total)) < 1e-9
 
 
+def test_the_taught_share_is_over_all_tokens_however_a_step_is_cut() -> None:
+    policy, teacher = model(0), model(5, 24)
+
+    def part(pairs: Sequence[EncodedPair], untaught: int) -> dict[str, tuple[float, float]]:
+        batch = pair_batch(pairs, 64)
+        with torch.no_grad():
+            hidden = batch.sequences.read_by(teacher)[batch.sequences.weights > 0]
+            top = (hidden @ teacher.unembedding.t()).log_softmax(-1).topk(5)
+        taught = torch.arange(len(hidden)) >= untaught
+        cached = CachedTeacher(top.indices[taught], top.values[taught])
+        members = batch.sequences, batch.chosen, batch.rejected, batch.reference
+        terms = Dpd()(policy, PairBatch(*members, cached, taught if untaught else None)).terms
+        return {name: (float(term.total), float(term.weight)) for name, term in terms.items()}
+
+    # responses of 2 + 4 and 6 + 1 tokens, of which three have no distribution
+    first, second = part(PAIRS[:1], 0), part(PAIRS[1:2], 3)
+    assert first.keys() == second.keys()  # or else processes that have one of the two could not add them up
+    assert (first["taught"], second["taught"]) == ((6, 6), (4, 7))
+
+
 def test_embeddings_that_are_padded_differently_are_compared_over_the_tokenizer_s_tokens() -> None:
     policy = model(0)
     wide = make_model(ModelConfig(vocab_size=VOCABULARY + 9, width=24, layers=2, heads=2, kv_heads=1, ffn=32), 5)
