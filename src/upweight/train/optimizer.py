@@ -188,14 +188,16 @@ class Optimizer:
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Matrices within the layers, embedding and head matrices, and everything that is no matrix."""
     inner, edge, vectors = [], [], []
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    edges = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    # a wrapped model's head has the name that its architecture gives it
+    edges |= {id(module.unembedding) for module in model.modules() if hasattr(module, "unembedding")}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         # split over a tensor group, the halves of gate_up have an axis of their own
         if not (parameter.ndim == 2 or name.endswith("gate_up.weight")) or 1 in parameter.shape:
             vectors.append(parameter)
-        elif id(parameter) in embeddings or name.rpartition(".")[0].rpartition(".")[2] in ("head", "lm_head", "score"):
+        elif id(parameter) in edges or name.rpartition(".")[0].rpartition(".")[2] in ("head", "lm_head", "score"):
             edge.append(parameter)
         else:
             inner.append(parameter)

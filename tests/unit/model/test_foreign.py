@@ -10,6 +10,8 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertLMHeadModel,
+    BioGptConfig,
+    BioGptForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -33,6 +35,7 @@ from upweight.objectives.next_token import NextToken
 from upweight.rollout.local import LocalSampler
 from upweight.text.chat import CHATML
 from upweight.text.tokenizer import Tokenizer
+from upweight.train.optimizer import Optimizer, OptimizerConfig
 
 ROPE: dict[str, Any] = {
     "vocab_size": 300,
@@ -143,6 +146,16 @@ def test_sampled_logprobs_are_the_trainers(tmp_path: Path) -> None:
             assert again.tolist() == pytest.approx(completion.logprobs, abs=1e-4)
     wide = LocalSampler(model, tokenizer, batch_rows=8).sample(prompts, count=2, limits=limits)
     assert [[c.tokens for c in group] for group in wide] == [[c.tokens for c in group] for group in groups]
+
+
+def test_the_head_is_no_matrix_within_the_layers(tmp_path: Path) -> None:
+    config = BioGptConfig(**ROPE, tie_word_embeddings=False)
+    model = opened(tmp_path, lambda: BioGptForCausalLM(config))
+    assert dict(model.named_parameters())["model.output_projection.weight"] is model.unembedding
+    muon, rest = Optimizer(model, OptimizerConfig(weight_decay=0.1)).optimizers
+    assert not any(model.unembedding is one for one in muon.param_groups[0]["params"])
+    (group,) = [group for group in rest.param_groups if any(model.unembedding is one for one in group["params"])]
+    assert group["weight_decay"] == 0
 
 
 def test_rope_and_context_are_its_own(tmp_path: Path) -> None:
