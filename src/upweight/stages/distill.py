@@ -77,8 +77,14 @@ def run(config: Config, work: Work) -> Summary:
         )
     encoded = [encode_pair(tokenizer, pair) for pair in pairs]
     if config.sequence:
-        size, rows = config.pairs_a_batch, config.row_tokens
-        encoded = referenced(model, encoded, row_tokens=rows, pairs_a_batch=size, monitor=work.monitor)
+        encoded = referenced(
+            model,
+            encoded,
+            row_tokens=config.row_tokens,
+            pairs_a_batch=config.pairs_a_batch,
+            dtype=config.dtype,
+            monitor=work.monitor,
+        )
     likely = None if teacher is None else _likely(model, teacher, encoded, config, work)
     padded = teacher is not None and teacher.unembedding.shape[0] != model.unembedding.shape[0]
 
@@ -137,9 +143,11 @@ def _likely(
     A teacher to whom they are less likely than to the student is said aloud: both terms pull the student to it.
     """
     some = encoded[:: max(1, len(encoded) // COMPARED_PAIRS)][:COMPARED_PAIRS]
-    rows, size = config.row_tokens, config.pairs_a_batch
-    of_teacher = referenced(teacher, some, row_tokens=rows, pairs_a_batch=size)
-    of_student = some if config.sequence else referenced(student, some, row_tokens=rows, pairs_a_batch=size)
+    rows, size, dtype = config.row_tokens, config.pairs_a_batch, config.dtype
+    of_teacher = referenced(teacher, some, row_tokens=rows, pairs_a_batch=size, dtype=dtype)
+    of_student = some
+    if not config.sequence:
+        of_student = referenced(student, some, row_tokens=rows, pairs_a_batch=size, dtype=dtype)
     found = {
         name: fmean(pair.reference_chosen for pair in told)
         for name, told in (("student", of_student), ("teacher", of_teacher))

@@ -10,6 +10,7 @@ from upweight.core.records import Pair
 from upweight.core.work import Monitor, Silent
 from upweight.model.language_model import LanguageModel
 from upweight.model.logprobs import token_logprobs
+from upweight.model.precision import multiplied_in
 from upweight.objectives.dpd import EncodedPair, pair_batch
 from upweight.text.chat import encode_reply, render
 from upweight.text.tokenizer import Tokenizer
@@ -47,14 +48,25 @@ def referenced(
     *,
     row_tokens: int = 2048,
     pairs_a_batch: int = 8,
+    dtype: str = "float32",
     monitor: Monitor | None = None,
 ) -> list[EncodedPair]:
-    """The pairs with the log-probabilities of their responses under `model` as it is now: it becomes the reference."""
+    """The pairs with the log-probabilities of their responses under `model` as it is now: it becomes the reference.
+
+    Args:
+        dtype: of the matrix products: the one that the policy is trained in, or else the two differ before a step is
+            taken, by what rounding adds up to over a response.
+    """
     done: list[EncodedPair] = []
-    with (monitor or Silent()).track("reference", total=len(pairs), unit="pairs") as bar, torch.no_grad():
+    device = next(model.parameters()).device
+    with (
+        (monitor or Silent()).track("reference", total=len(pairs), unit="pairs") as bar,
+        torch.no_grad(),
+        multiplied_in(dtype, device),
+    ):
         for start in range(0, len(pairs), pairs_a_batch):
             part = pairs[start : start + pairs_a_batch]
-            batch = pair_batch(part, row_tokens).to(next(model.parameters()).device)
+            batch = pair_batch(part, row_tokens).to(device)
             sequences = batch.sequences
             response = sequences.weights > 0
             hidden = sequences.read_by(model)[response]

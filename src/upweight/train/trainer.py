@@ -10,7 +10,6 @@ A step whose weight is 0 (all completions truncated) changes nothing and says so
 finite ends the run before any weight is touched.
 """
 
-import contextlib
 import copy
 import math
 import time
@@ -27,6 +26,7 @@ from upweight.core.identity import plain
 from upweight.core.protocols import Objective
 from upweight.core.work import Machine
 from upweight.model import context
+from upweight.model.precision import multiplied_in
 from upweight.model.transformer import Transformer
 from upweight.train import cpu, parallel, sharding
 from upweight.train.batching import Loader
@@ -170,7 +170,7 @@ def train(
             # with FSDP all gather weights together: one that has run out takes part with a last batch that counts 0
             read = batches[min(index, len(batches) - 1)]
             batch = read.to(device)
-            with _precision(device, dtype), context.shared(layout.share):
+            with multiplied_in(dtype, device), context.shared(layout.share):
                 loss = objective(policy, batch)
             spare = index >= len(batches)
             if loss.total.requires_grad:
@@ -285,15 +285,6 @@ def _flops(policy: nn.Module, setting: Setting, tokens: int) -> float:
     """The backward pass takes twice as much as the forward pass."""
     forwards: Any = getattr(getattr(policy, "config", None), "flops_per_token", None)
     return 0.0 if forwards is None else 3.0 * tokens * float(forwards(setting.context))
-
-
-def _precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
-    if dtype == "float32":
-        return contextlib.nullcontext()
-    if dtype == "bfloat16":
-        # without its cache of bfloat16 weights, which would outlive the layers that are computed again
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
-    raise UserError(f"dtype is {dtype!r}: expected 'float32' or 'bfloat16'")
 
 
 def _shapes(policy: nn.Module) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from upweight.core.errors import UserError
 from upweight.core.records import Completion, Message, Pair, Problem
 from upweight.core.work import Silent
 from upweight.model import weights
+from upweight.model.precision import multiplied_in
 from upweight.model.transformer import ModelConfig, Transformer, make_model
-from upweight.objectives.dpd import Dpd, TeacherError, pair_batch
+from upweight.objectives.dpd import Dpd, EncodedPair, TeacherError, pair_batch
 from upweight.stages import collect, distill, teach
 from upweight.store.jsonl import write_jsonl
 from upweight.store.signal import Signal
-from upweight.synthesize.encoded import encode_pair
+from upweight.synthesize.encoded import encode_pair, referenced
 from upweight.synthesize.roles import Endpoint
 from upweight.text.chat import CHATML
 from upweight.text.tokenizer import Tokenizer
@@ -107,6 +109,38 @@ def test_a_stored_teacher_teaches_what_the_live_one_does(
     assert teach.run(teach.Config(kept=289), whole)["truncation"]["largest_error"] < 2e-3
     close = distilled(tmp_path, "close", {"model": student, "pairs": pairs, "signal": whole.out})
     assert close["first"]["positive"] == pytest.approx(live["first"]["positive"], abs=2e-3)
+
+
+def test_the_reference_is_taken_in_the_precision_of_the_policy(
+    tmp_path: Path, pairs: Path, student: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(ModelConfig(vocab_size=300, width=64, layers=2, heads=4, kv_heads=2, ffn=96), 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    draw = Random(0)
+    tokens = [tuple(draw.randrange(300) for _ in range(length)) for length in (9, 60, 60) * 4]
+    encoded = [EncodedPair(*tokens[start : start + 3]) for start in range(0, len(tokens), 3)]
+
+    def margins(reference: str) -> list[float]:
+        """Before a step is taken the policy is the reference, and what margin there is, is rounding."""
+        told = referenced(model, encoded, dtype=reference)
+        with multiplied_in("bfloat16", "cpu"), torch.no_grad():
+            terms = [Dpd(positive=0.0, negative=0.0)(model, pair_batch([pair], 256)).terms["margin"] for pair in told]
+        return [abs(float(term.total)) for term in terms]
+
+    # a pair of 120 tokens, measured: up to 1.4 nats against a reference in float32, 0.0679 against one in bfloat16
+    assert max(margins("float32")) > 0.2 > 2 * max(margins("bfloat16"))
+
+    asked: list[object] = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(options.get("dtype"))
+        return referenced(*arguments, **options)
+
+    monkeypatch.setattr(distill, "referenced", noted)
+    distilled(tmp_path, "dpd", {"model": student, "teacher": teacher, "pairs": pairs}, dtype="bfloat16")
+    assert asked == ["bfloat16", "bfloat16"]  # of the student, and of the teacher to compare it with
 
 
 def test_a_killed_teach_keeps_its_whole_parts(tmp_path: Path, pairs: Path, student: Path, teacher: Path) -> None:
