@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from upweight.core.errors import UserError
 from upweight.model.rope import RopeScaling
 
+USUAL_ROPE_BASE = 10_000.0
+
 
 def usual_width(parameters: float | int) -> float:
     """The width of a model of so many parameters, as models usually are: about twenty times as wide as they are deep,
@@ -35,7 +37,7 @@ class ModelConfig:
     kv_heads: int
     ffn: int
     head_size: int = 0
-    rope_base: float = 10_000.0
+    rope_base: float = USUAL_ROPE_BASE
     max_context: int = 4096
     rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-6

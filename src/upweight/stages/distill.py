@@ -24,7 +24,7 @@ from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import EpochLoader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import warmup_decay
-from upweight.train.trainer import train
+from upweight.train.trainer import ends, train
 from upweight.train.watch import watched
 
 ALL_PROCESSES = True
@@ -116,15 +116,14 @@ def run(config: Config, work: Work) -> Summary:
         checkpoint=CheckpointConfig(work.out / "checkpoints", every_steps=config.save_every_steps),
         dtype=config.dtype,
     )
-    first, last = None, None
-    for report in watched(
+    for _ in watched(
         reports, work.monitor, "distill", total=loader.steps, unit="steps", machine=work.machine, dtype=config.dtype
     ):
-        first, last = first or report, report
+        pass
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
-    discard(work.out / "checkpoints")
-    return {
+    first, last = ends(work.out / "checkpoints")
+    summary = {
         "pairs": len(pairs),
         "teacher": "stored" if signal else "live" if teacher else "none",
         "positives_likely": likely,
@@ -133,6 +132,8 @@ def run(config: Config, work: Work) -> Summary:
         "last": dict(last.terms) if last else None,
         "weights": fingerprint(model),
     }
+    discard(work.out / "checkpoints")
+    return summary
 
 
 def _likely(

@@ -17,7 +17,7 @@ import torch
 from upweight.core.errors import UserError
 from upweight.core.records import Document
 from upweight.core.work import Estimate, Machine, Summary, Work
-from upweight.model.config import ModelConfig
+from upweight.model.config import USUAL_ROPE_BASE, ModelConfig
 from upweight.model.language_model import LanguageModel, fingerprint, load, save
 from upweight.model.logprobs import token_logprobs
 from upweight.model.transformer import make_model
@@ -29,7 +29,7 @@ from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import MixtureLoader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import Phase, Timeline
-from upweight.train.trainer import train
+from upweight.train.trainer import ends, train
 from upweight.train.watch import watched
 
 ALL_PROCESSES = True
@@ -100,8 +100,7 @@ def run(config: Config, work: Work) -> Summary:
         checkpoint=CheckpointConfig(work.out / "checkpoints", every_steps=config.save_every_steps),
         dtype=config.dtype,
     )
-    steps, last = 0, None
-    for last in watched(
+    for _ in watched(
         reports,
         work.monitor,
         "pretrain",
@@ -110,13 +109,13 @@ def run(config: Config, work: Work) -> Summary:
         machine=work.machine,
         dtype=config.dtype,
     ):
-        steps = last.step
+        pass
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
-    discard(work.out / "checkpoints")
-    return {
+    _, last = ends(work.out / "checkpoints")
+    summary = {
         "parameters": model.config.parameter_count(),
-        "steps": steps,
+        "steps": 0 if last is None else last.step,
         "tokens": loader.consumed,
         "final_loss": None if last is None else last.loss,
         "consumed": loader.ledger(),
@@ -128,6 +127,8 @@ def run(config: Config, work: Work) -> Summary:
         "bits_per_byte": bits_per_byte(model, tokenizer, shards / "heldout.jsonl", pools_of(shards), work.machine),
         "weights": fingerprint(model),
     }
+    discard(work.out / "checkpoints")
+    return summary
 
 
 def _start(config: Config, work: Work, tokenizer: Tokenizer, timeline: Timeline) -> LanguageModel:
@@ -144,7 +145,7 @@ def _start(config: Config, work: Work, tokenizer: Tokenizer, timeline: Timeline)
         return model
     model_config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
-        rope_base=timeline.phases[0].rope_base,
+        rope_base=timeline.phases[0].rope_base or USUAL_ROPE_BASE,
         max_context=max(phase.context for phase in timeline.phases),
         **dataclasses.asdict(config.shape),
     )

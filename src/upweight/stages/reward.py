@@ -93,13 +93,14 @@ def run(config: Config, work: Work) -> Summary:
         pass
     model.save(work.out / "model")
     tokenizer.save(work.out / "model")
-    discard(work.out / "checkpoints")
-    return {
+    summary = {
         "pairs": len(kept),
         "steps": loader.steps,
         **_measure(model, [_members(tokenizer, pair) for pair in heldout], config),
         "weights": fingerprint(model.transformer),
     }
+    discard(work.out / "checkpoints")
+    return summary
 
 
 def _is_heldout(problem_id: str, share: float) -> bool:

@@ -29,7 +29,7 @@ from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import Encoded, EncodedShards, PackedLoader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import warmup_decay
-from upweight.train.trainer import train
+from upweight.train.trainer import ends, train
 from upweight.train.watch import watched
 
 ALL_PROCESSES = True
@@ -110,16 +110,14 @@ def run(config: Config, work: Work) -> Summary:
         checkpoint=CheckpointConfig(work.out / "checkpoints", every_steps=config.save_every_steps),
         dtype=config.dtype,
     )
-    first = last = None
-    for report in watched(
+    for _ in watched(
         reports, work.monitor, "sft", total=loader.steps, unit="steps", machine=work.machine, dtype=config.dtype
     ):
-        first, last = first or report, report
+        pass
     save(model, work.out / "model")
     tokenizer.save(work.out / "model")
-    for finished in ("checkpoints", ENCODED):
-        discard(work.out / finished)
-    return {
+    first, last = ends(work.out / "checkpoints")
+    summary = {
         "conversations": counts["conversations"],
         "too_long": counts["too_long"],
         "tokens_an_epoch": encoded.shards.tokens,
@@ -130,6 +128,9 @@ def run(config: Config, work: Work) -> Summary:
         "mask_example": example,
         "weights": fingerprint(model),
     }
+    for finished in (ENCODED, "checkpoints"):
+        discard(work.out / finished)
+    return summary
 
 
 ENCODED = "encoded"

@@ -292,6 +292,18 @@ def _flush_directory(path: Path) -> None:
         os.close(handle)
 
 
+def newest_counters(directory: Path) -> Mapping[str, Any]:
+    """The counters of the newest checkpoint; empty where there is none."""
+    found = sorted(directory.glob("step-*"))
+    counters: Mapping[str, Any] = json.loads((found[-1] / RECORD_FILE).read_text())["counters"] if found else {}
+    return counters
+
+
 def discard(directory: Path) -> None:
-    """Remove the checkpoints of a run that has ended: its model is saved, and nothing goes on from them."""
-    shutil.rmtree(directory, ignore_errors=True)
+    """Remove the checkpoints of a run that has ended, as the last thing that its stage does: whoever is killed before
+    goes on from them, and afterwards trains anew. They vanish at once, since half of one cannot be read."""
+    left = directory.with_name(f".{directory.name}-left")
+    shutil.rmtree(left, ignore_errors=True)
+    if directory.exists():
+        directory.rename(left)
+    shutil.rmtree(left, ignore_errors=True)

@@ -143,6 +143,12 @@ class Timeline:
             remaining=phase.tokens - passed,
         )
 
+    def entered(self, tokens_seen: int) -> list[Setting]:
+        """What held at the first unit of each phase that has begun when `tokens_seen` units are behind, in order."""
+        ends = itertools.accumulate(phase.tokens for phase in self.phases)
+        begins = [0, *ends][: len(self.phases)]
+        return [self.at(begin) for begin in begins if begin < tokens_seen]
+
     def needed(self) -> dict[str, float]:
         """Tokens that the mixtures ask of each source over the whole timeline."""
         total: dict[str, float] = {}

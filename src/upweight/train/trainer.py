@@ -14,7 +14,8 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from upweight.model.precision import multiplied_in
 from upweight.model.transformer import Transformer
 from upweight.train import cpu, parallel, sharding
 from upweight.train.batching import Loader
-from upweight.train.checkpoint import CheckpointConfig, Checkpoints
+from upweight.train.checkpoint import CheckpointConfig, Checkpoints, newest_counters
 from upweight.train.optimizer import Optimizer, OptimizerConfig
 from upweight.train.timeline import Setting, Timeline
 
@@ -141,14 +142,16 @@ def train(
     config = optimizer or OptimizerConfig()
     updater = Optimizer(policy, config)
     step = 0
+    first: Mapping[str, Any] = {}
     saved: Checkpoints | None = None
     if checkpoint is not None:
         saved = Checkpoints(checkpoint, _identity(shapes, objective, loader, timeline, config, dtype))
         restored = saved.restore(policy, updater)
         if restored is not None:
             loader.restore(restored.loader)
-            step = int(restored.counters["step"])
-            _enter((policy, home), timeline.at(loader.consumed - 1))
+            step, first = int(restored.counters["step"]), restored.counters.get("first", {})
+            for entered in timeline.entered(loader.consumed):  # what a phase leaves as it is, an earlier one has set
+                _enter((policy, home), entered)
     while loader.consumed < timeline.tokens:
         started, began = time.perf_counter(), loader.consumed
         setting = timeline.at(began)
@@ -190,7 +193,7 @@ def train(
             updater.forget()
         else:
             raise NonFiniteLoss(_non_finite(step, total.loss, norm, setting, loader.documents(), saved))
-        yield StepReport(
+        report = StepReport(
             step=step,
             consumed=loader.consumed,
             phase=setting.phase,
@@ -205,12 +208,27 @@ def train(
             flops=_flops(policy, setting, total.tokens),
             shares=loader.shares(),
         )
+        yield report
+        first = first or asdict(report)
         if saved is not None and (step % saved.config.every_steps == 0 or loader.consumed >= timeline.tokens):
-            saved.write(policy, updater, loader=loader.state(), counters={"step": step})
+            saved.write(
+                policy, updater, loader=loader.state(), counters={"step": step, "first": first, "last": asdict(report)}
+            )
     if saved is not None:
         saved.finish()
     if home is not policy:
         sharding.restore_whole(policy, home.to(device))
+
+
+def ends(directory: Path) -> tuple[StepReport | None, StepReport | None]:
+    """The reports of the first and of the last step of a run that has ended, whatever it was killed in between.
+
+    Args:
+        directory: of its checkpoints; None twice where it holds none, as for all but the first of several processes.
+    """
+    told = newest_counters(directory)
+    first, last = (StepReport(**told[name]) if told.get(name) else None for name in ("first", "last"))
+    return first, last
 
 
 @dataclass(frozen=True, slots=True)

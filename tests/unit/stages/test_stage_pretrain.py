@@ -65,6 +65,32 @@ def test_consumed_tokens_are_those_of_the_plan(tmp_path: Path) -> None:
     assert again["final_loss"] < summary["final_loss"]
 
 
+def test_a_run_killed_while_it_is_measured_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"shards": shards(tmp_path / "shards")}
+    straight = pretrain.run(CONFIG, work(tmp_path / "straight", inputs))
+    killed = work(tmp_path / "killed", inputs)
+
+    def dies(*_: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pretrain, "bits_per_byte", dies)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.run(CONFIG, killed)
+    assert list((killed.out / "checkpoints").glob("step-*"))
+    assert pretrain.run(CONFIG, killed) == straight
+    assert not killed.monitor.rows[straight["steps"] :]  # type: ignore[attr-defined]
+
+
+def test_phases_without_a_rope_base_have_the_usual_one(tmp_path: Path) -> None:
+    phases = tuple(replace(phase, rope_base=0.0) for phase in PHASES)
+    summary = pretrain.run(replace(CONFIG, phases=phases), work(tmp_path / "o", {"shards": shards(tmp_path / "s")}))
+    assert summary["tokens"] == 1000
+    assert weights.read_config(tmp_path / "o" / "model").rope_base == 10_000
+
+
 def test_a_checkpoint_of_too_few_embeddings_is_refused(tmp_path: Path) -> None:
     inputs = {"shards": shards(tmp_path / "shards"), "init": checkpoint(tmp_path / "few", extra=-1)}
     with pytest.raises(UserError, match=r"290 tokens, but the model .* has embeddings for 289"):

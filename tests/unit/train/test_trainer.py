@@ -17,11 +17,11 @@ from upweight.core.work import Machine
 from upweight.model.transformer import ModelConfig, make_model
 from upweight.objectives.next_token import NextToken
 from upweight.train import parallel
-from upweight.train.checkpoint import CheckpointConfig
+from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import Loader
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import Phase, Setting, Timeline, constant
-from upweight.train.trainer import NonFiniteLoss, train
+from upweight.train.trainer import NonFiniteLoss, StepReport, ends, train
 
 SHAPE = ModelConfig(vocab_size=12, width=8, layers=1, heads=2, kv_heads=1, ffn=16)
 
@@ -253,6 +253,67 @@ def test_a_run_taken_up_at_its_end_has_the_last_phases_rope_base(tmp_path: Path)
     again = train(model, objective=NextToken(), loader=Fixed(), timeline=timeline, checkpoint=keep)
     assert list(again) == []
     assert model.config.rope_base == 5e5
+
+
+def test_a_run_taken_up_keeps_what_an_earlier_phase_has_set(tmp_path: Path) -> None:
+    # the last phase has no RoPE base of its own and a shorter context: both stay as the one before left them
+    timeline = Timeline(
+        [
+            Phase("long", 1, 0.1, 0.1, context=8192, rope_base=5e5),
+            Phase("as it is", 3, 0.1, 0.1, context=64),
+        ]
+    )
+    keep = CheckpointConfig(tmp_path, every_steps=1)
+    straight = make_model(SHAPE, 0)
+    run = train(straight, objective=NextToken(), loader=Fixed(), timeline=timeline, checkpoint=keep)
+    next(run), next(run), next(run)  # two steps are saved
+    model = make_model(SHAPE, 0)
+    seen = [
+        (report.step, model.config.rope_base, model.config.max_context)
+        for report in train(model, objective=NextToken(), loader=Fixed(), timeline=timeline, checkpoint=keep)
+    ]
+    assert seen == [(3, 5e5, 8192), (4, 5e5, 8192)]
+    assert (straight.config.rope_base, straight.config.max_context) == (5e5, 8192)
+
+
+def test_the_ends_of_a_run_are_known_whatever_it_was_killed_in_between(tmp_path: Path) -> None:
+    def run(folder: Path, steps: int) -> list[StepReport]:
+        keep = CheckpointConfig(folder, every_steps=1)
+        reports = train(
+            make_model(SHAPE, 0),
+            objective=NextToken(),
+            loader=Fixed(),
+            timeline=constant(total=4, lr=0.1),
+            checkpoint=keep,
+        )
+        return [report for report, _ in zip(reports, range(steps), strict=False)]
+
+    assert ends(tmp_path / "none") == (None, None)
+    reports = run(tmp_path / "straight", 9)
+    assert ends(tmp_path / "straight") == (reports[0], reports[-1])
+    for steps in (2, 2, 9, 9):  # the last time there is nothing left to do
+        run(tmp_path / "killed", steps)
+    first, last = ends(tmp_path / "killed")
+    assert first
+    assert last
+    assert (first.step, first.loss, last.step, last.loss) == (1, reports[0].loss, 4, reports[-1].loss)
+
+
+def test_discarded_checkpoints_are_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "checkpoints"
+    (directory / "step-000000001").mkdir(parents=True)
+
+    def dies(path: Path, **_: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("shutil.rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            discard(directory)
+    assert not directory.exists()  # so that nobody finds half of one
+    discard(directory)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_share_to_recompute_is_a_share() -> None:
