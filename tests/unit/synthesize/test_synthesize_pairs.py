@@ -10,8 +10,11 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Prompt, Sampler, Verifier
 from upweight.core.records import Completion, Message, Pair, Problem, Verdict
 from upweight.synthesize.difficulty import Gate, histogram, measure
+from upweight.synthesize.encoded import encode_pair
 from upweight.synthesize.pairs import Candidates, PairRules, balanced, judge, length_bias, pairs_of, statistics
 from upweight.synthesize.preferences import FAILURES, preference_pairs
+from upweight.text.chat import CHATML
+from upweight.text.tokenizer import Tokenizer
 from upweight.verify.answers import AnswerVerifier
 from upweight.verify.compose import FormatVerifier
 
@@ -149,3 +152,11 @@ def test_the_guard_balances_which_side_is_longer() -> None:
     turned = [Pair(SUM, one.rejected, one.chosen) for one in pairs]
     assert len(balanced(turned, PairRules(length_bias=0.0))[0]) == 2
     assert balanced([], PairRules(length_bias=0.0)) == ([], [])
+
+
+def test_a_response_without_tokens_ends_where_it_was_not_cut_off() -> None:
+    made = Tokenizer.train(["what is it? so, no"] * 9, 280, chat_template=CHATML)
+    ended, cut = Completion((), (), "so", "end", "given"), Completion((), (), "no", "length", "given")
+    encoded = encode_pair(made, Pair(Problem("p", (Message("user", "what is it?"),)), ended, cut))
+    assert encoded.chosen == (*made.encode("so"), made.end_of_turn)
+    assert encoded.rejected == tuple(made.encode("no"))
