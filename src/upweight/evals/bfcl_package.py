@@ -98,11 +98,24 @@ def more_functions(functions: Sequence[Mapping[str, Any]]) -> str:
     return str(template.format(functions=list(functions)))
 
 
+def callable_here(entry: Mapping[str, Any], call: str) -> bool:
+    """Whether a call, as `written` makes them, is of a function of the services that the case involves."""
+    return _called(call) in entry["callable"]
+
+
+def _called(call: str) -> str:
+    return call.partition("(")[0]
+
+
+def _unknown(call: str) -> str:
+    return f"name {_called(call)!r} is not defined"
+
+
 class Services:
     """The simulated services of one episode. Their state lives in the package's module until `close`.
 
     Args:
-        entry: the case: its id, initial configuration and the classes involved.
+        entry: the case: its id, initial configuration, the classes involved and the names of their functions.
         owner: a name that no other episode has.
     """
 
@@ -112,16 +125,24 @@ class Services:
         self.owner = owner
 
     def call(self, calls: Sequence[str]) -> list[str]:
-        """The results of calls whose arguments are literals, as `written` makes them: nothing else may come here."""
+        """The results of calls whose arguments are literals, as `written` makes them: nothing else may come here.
+
+        The package evaluates them, so what names no function of the services (`exec`, say) is answered with an error.
+        """
+        known = [call for call in calls if callable_here(self._entry, call)]
         done, _ = self._utilities.execute_multi_turn_func_call(
-            func_call_list=list(calls),
+            func_call_list=known,
             initial_config=self._entry["initial_config"],
             involved_classes=self._entry["involved_classes"],
             model_name=self.owner,
             test_entry_id=self._entry["id"],
             long_context="long_context" in self._entry["id"],
         )
-        return [str(result) for result in done]
+        results = iter(done)
+        return [
+            str(next(results)) if callable_here(self._entry, call) else f"Error during execution: {_unknown(call)}"
+            for call in calls
+        ]
 
     def close(self) -> None:
         """Forget the state, and that of the checker's own run of it."""

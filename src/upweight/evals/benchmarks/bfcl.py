@@ -4,8 +4,9 @@ Cases, prompts, the AST checker and the simulated services are those of the pack
 (the leaderboard's "prompt" mode) and may answer as it asks, `[f(a=1), g(b="x")]`, or as tool-using models do,
 `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
 
-In turns, each call is executed on the simulated services and its result shown, up to 20 steps a turn. Text of
-the model's is never evaluated: calls are parsed, their arguments have to be literals, and are written anew from these.
+In turns, each call is executed on the simulated services and its result shown, up to 20 steps a turn. The package does
+that with `eval`, so text of the model's never reaches it: calls are parsed, only functions of the services are called,
+and their arguments are literals, written anew.
 
 Left out are web_search and memory, which need a search service and vector stores; so `figures` gives the overall score
 of the rest, by the leaderboard's weights (10 non-live, 10 live, 10 irrelevance, 30 multi-turn). Parts are categories:
@@ -131,7 +132,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def written(call: Call) -> str:
-    """A call as Python, from its parsed name and literals: safe to be evaluated on the services."""
+    """A call as Python, from its parsed name and literals: safe to be evaluated where the name is of the services."""
     ((name, given),) = call.items()
     parts = [repr(value) for value in given.get(POSITIONAL, ())]
     parts += [f"{key}={value!r}" for key, value in given.items() if key != POSITIONAL and key.isidentifier()]
@@ -187,7 +188,7 @@ def _turns_verdict(entry: Mapping[str, Any], turns: Sequence[Sequence[str]]) -> 
     """Run what was called in each turn, and the reference calls beside it, and compare states and results."""
     if len(turns) != len(entry["ground_truth"]):
         return Verdict(0.0, f"wrong: broken off in turn {len(turns)} of {len(entry['ground_truth'])}")
-    steps = [[[written(call) for call in calls] for calls in _decodable(turn) if calls] for turn in turns]
+    steps = [[_executable(entry, calls) for calls in _decodable(turn) if calls] for turn in turns]
     checker = package.part_of("eval_checker.multi_turn_eval.multi_turn_checker")
     services = package.Services(entry, f"check{next(_episodes)}")
     try:
@@ -197,6 +198,11 @@ def _turns_verdict(entry: Mapping[str, Any], turns: Sequence[Sequence[str]]) -> 
     finally:
         services.close()
     return _told(found)
+
+
+def _executable(entry: Mapping[str, Any], calls: Sequence[Call]) -> list[str]:
+    """The calls as Python, without those of functions that the services do not have, which change nothing there."""
+    return [text for text in map(written, calls) if package.callable_here(entry, text)]
 
 
 def _decodable(turn: Sequence[str]) -> list[list[Call]]:
@@ -364,6 +370,7 @@ def _give_functions(row: dict[str, Any]) -> None:
     known = [doc for name in row["involved_classes"] for doc in package.documents(files[name])]
     missing = row.get("missed_function", {})
     row["held_back"] = {turn: [doc for doc in known if doc["name"] in names] for turn, names in missing.items()}
+    row["callable"] = frozenset(doc["name"] for doc in known)
     later = {name for names in missing.values() for name in names}
     row["function"] = [doc for doc in known if doc["name"] not in later]
 

@@ -6,6 +6,7 @@ Skips without the package (pip install --no-deps bfcl-eval). tests/acceptance/be
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion
 from upweight.evals.benchmarks.bfcl import MULTI_TURN, Bfcl, NoCall, decoded, written
+from upweight.evals.bfcl_package import callable_here
 from upweight.evals.setting import Setting, open_named
 
 PACKAGED = importlib.util.find_spec("bfcl_eval") is not None
@@ -49,6 +51,34 @@ def test_what_is_executed_is_written_anew_from_literals() -> None:
     assert written(call) == "system(command=\"open('x').read()\", n=1)"
     with pytest.raises(NoCall):
         decoded("[__import__('os').system('x')]")
+
+
+def test_only_functions_of_the_services_are_called() -> None:
+    entry = {"callable": frozenset({"cd", "ls"})}
+    for text, allowed in (
+        ("[cd(folder='a')]", True),
+        ("[fs.ls()]", True),
+        ("[exec('import os')]", False),
+        ("[x.__init__()]", False),
+        ("[cd.ls.eval('1')]", False),
+    ):
+        (call,) = decoded(text)
+        assert callable_here(entry, written(call)) == allowed, text
+
+
+@packaged
+def test_a_model_cannot_run_python_through_the_services(tmp_path: Path) -> None:
+    benchmark = open_named("bfcl", Setting(parts=("multi_turn_base",), samples=1))
+    assert isinstance(benchmark, Bfcl)
+    problem = benchmark.problems()[0]
+    truth = benchmark.entries[problem.id]["ground_truth"]
+    mark = tmp_path / "mark"
+    hostile = f"[exec(\"open('{mark}', 'w')\")]"
+    ((answer,),) = benchmark.ask(Reference([[hostile[1:-1]]] * len(truth)), [problem], Limits(100))
+    assert hostile in json.loads(answer.text)[0]
+    (verdict,) = benchmark.verifier.score(problem, [answer])
+    assert verdict.score == 0
+    assert not mark.exists()
 
 
 def test_the_package_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
