@@ -78,7 +78,8 @@ class Request:
         key = np.array([seed_for(limits.seed, self.prompt, 0), 0], dtype=np.uint64)  # the sampler's first of a prompt
         stream = np.random.Generator(np.random.Philox(key=key))
         self.uniforms = torch.from_numpy(stream.random(limits.max_new_tokens, dtype=np.float32))
-        self._pending: list[int] = []
+        self._told: list[int] = []  # the tokens of the text that became readable last
+        self._pending: list[int] = []  # those since then
         self._held = ""
 
     def cancel(self) -> None:
@@ -94,11 +95,11 @@ class Request:
             self.deliver(Piece(token, logprob, self._rest(tokenizer), "end", alternatives=others))
             return False
         self._pending.append(token)
-        text = tokenizer.decode(self._pending)
+        text = tokenizer.decode_after(self._told, self._pending)
         if text.endswith(UNFINISHED) and len(self._pending) < 4:  # a character of UTF-8 has at most four bytes
             text = ""
         else:
-            self._pending.clear()
+            self._told, self._pending = self._pending, []
         text, stopped = self._up_to_stop(text)
         over = self.made >= self.limits.max_new_tokens or time.monotonic() > self.deadline
         if stopped:
@@ -122,7 +123,7 @@ class Request:
         return text[:shown], False
 
     def _rest(self, tokenizer: Tokenizer) -> str:
-        rest = self._held + (tokenizer.decode(self._pending) if self._pending else "")
+        rest = self._held + (tokenizer.decode_after(self._told, self._pending) if self._pending else "")
         self._held = ""
         self._pending.clear()
         return rest
@@ -185,6 +186,11 @@ class Engine:
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="decode", daemon=True)
         self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is answered any more: it was closed, or its thread has failed."""
+        return self._closed
 
     def submit(
         self,

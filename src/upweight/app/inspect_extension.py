@@ -145,7 +145,7 @@ class UpweightModel(ModelAPI):
         if logprobs:
             tokenizer = self._engine.tokenizer
             told = Logprobs(
-                content=[Logprob(token=tokenizer.decode([piece.token]), logprob=piece.logprob) for piece in pieces]
+                content=[Logprob(token=tokenizer.one_text(piece.token), logprob=piece.logprob) for piece in pieces]
             )
         message = ChatMessageAssistant(
             content=_content(reply.text),

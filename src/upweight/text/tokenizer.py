@@ -221,6 +221,22 @@ class Tokenizer:
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that `ids` add to that of the tokens `before` them, which end with a whole character.
+
+        Where a word's blank is part of its first token, as in Llama 2's and Mistral's tokenizers, a decoder drops it at
+        the start of a text: so tokens that go on with a text cannot be decoded alone.
+        """
+        return self.decode([*before, *ids])[len(self.decode(before)) :]
+
+    def one_text(self, number: int) -> str:
+        """What one token is in the middle of a text."""
+        return self.decode_after(self._letter, [number])
+
+    @functools.cached_property
+    def _letter(self) -> list[int]:
+        return self.encode("a")[-1:]
+
     @functools.cached_property
     def vocab_size(self) -> int:
         """Token ids lie below this, added tokens included; some numbers below it may stand for none."""

@@ -3,12 +3,15 @@
 import queue
 import threading
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
+import tokenizers
 from tiny_checkpoint import tiny_checkpoint
+from tokenizers import decoders, models
 
-from upweight.app.engine import Drawn, Engine, Request
+from upweight.app.engine import Drawn, Engine, Piece, Request
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.model.weights import load
@@ -72,6 +75,22 @@ def test_characters_of_several_tokens_come_whole(engine: Engine) -> None:
         request.take(Drawn(token, 0.0, ()), engine.tokenizer)
     assert shown == ["a", "", "", "日", "b"]
     assert deliver is not None
+
+
+def test_words_keep_their_blanks_where_a_decoder_drops_them_at_the_start() -> None:
+    names = ["</s>", "▁to", "▁be", "fore", "<0xE6>", "<0x97>", "<0xA5>", "▁", "a"]  # in the manner of Llama 2
+    backend = tokenizers.Tokenizer(models.BPE(vocab=dict(zip(names, count())), merges=[], byte_fallback=True))
+    dropped = decoders.Strip(" ", 1, 0)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), dropped])
+    tokenizer = Tokenizer(backend, end_of_text="</s>")
+    tokens = [1, 2, 3, 7, 4, 5, 6, 2, 1]
+    pieces: list[Piece] = []
+    request = Request([1], replace(LIMITS, max_new_tokens=len(tokens)), pieces.append, 60.0)
+    for token in tokens:
+        request.take(Drawn(token, 0.0, ()), tokenizer)
+    assert [piece.text for piece in pieces] == ["to", " be", "fore", " ", "", "", "日", " be", " to"]
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(tokens)
+    assert [tokenizer.one_text(token) for token in (1, 2, 3)] == [" to", " be", "fore"]
 
 
 def test_leaving_early_frees_the_row(engine: Engine) -> None:
