@@ -5,18 +5,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from upweight.app.engine import Piece
+from upweight.app.engine import UNFINISHED, Piece
 from upweight.core.errors import UserError
-from upweight.core.protocols import Limits
+from upweight.core.protocols import LEAST_TEMPERATURE, Limits
 from upweight.core.records import Message, Role, ToolCall
 from upweight.text.tokenizer import Tokenizer
 from upweight.text.tool_calls import Reply, parse_reply, render_with_tools
 
 DEFAULT_TEXT_TOKENS = 16
 MOST_ANSWERS = 16
+MOST_PROMPTS = 64
 MOST_ALTERNATIVES = 20
+UNSERVED: Mapping[str, Any] = {
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+    "functions": [],
+    "function_call": "none",
+    "suffix": "",
+}
+"""Fields of the interface that would change the answer and are not served, and the value that asks for nothing."""
 
 
 class StreamOptions(BaseModel):
@@ -68,7 +79,8 @@ class FunctionTool(BaseModel):
 
 
 class Asked(BaseModel, ABC):
-    """What both kinds of requests have in common. Fields that we do not know are passed over, as clients expect."""
+    """What both kinds of requests have in common. Fields that we do not know are passed over, as clients expect, and
+    null stands for the default."""
 
     object: ClassVar[str]
     chunk_object: ClassVar[str]
@@ -86,6 +98,18 @@ class Asked(BaseModel, ABC):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, body: Any) -> Any:
+        """The fields that say something. An answer must not silently be another than was asked for."""
+        if not isinstance(body, dict):
+            return body
+        asked = {name: value for name, value in body.items() if value is not None}
+        for name, nothing in {**UNSERVED, "best_of": asked.get("n", 1)}.items():
+            if asked.get(name, nothing) != nothing:
+                raise ValueError(f"{name} is not served: leave it out")
+        return asked
 
     @property
     @abstractmethod
@@ -137,7 +161,7 @@ class Asked(BaseModel, ABC):
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Limits(
             max_new_tokens=min(room, wanted or room),
-            temperature=self.temperature,
+            temperature=self.temperature if self.temperature >= LEAST_TEMPERATURE else 0.0,
             top_p=self.top_p,
             top_k=max(0, self.top_k),  # -1 is how others say that all are kept
             min_p=self.min_p,
@@ -229,8 +253,17 @@ class ChatRequest(Asked):
 
 
 def _told(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
-    text = tokenizer.decode([token])
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    """A token as the interface tells it; a part of a character has no bytes that anyone could show."""
+    text = tokenizer.one_text(token)
+    return {"token": text, "logprob": logprob, "bytes": None if UNFINISHED in text else list(text.encode())}
+
+
+def _known(tokens: Any, tokenizer: Tokenizer) -> list[int]:
+    """Token ids that a client sends. Raises UserError for one that the vocabulary does not have."""
+    unknown = [token for token in tokens if not 0 <= token < tokenizer.vocab_size]
+    if unknown:
+        raise UserError(f"the prompt has the token {unknown[0]}, but the vocabulary has {tokenizer.vocab_size:,}")
+    return list(tokens)
 
 
 class TextRequest(Asked):
@@ -240,7 +273,12 @@ class TextRequest(Asked):
     chunk_object: ClassVar[str] = "text_completion"
     prefix: ClassVar[str] = "cmpl"
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[list[int]], Field(min_length=1, max_length=MOST_PROMPTS)]
+    )
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     echo: bool = False
 
@@ -255,9 +293,11 @@ class TextRequest(Asked):
     def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
         if self.echo:
             raise UserError("echo is not served: send the prompt and read the answer")
-        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        read = [tokenizer.encode(text) or [tokenizer.end_of_text] for text in texts]
-        return [tokens for tokens in read for _ in range(self.n)]
+        given: Sequence[str | int | list[int]] = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        tokens = [part for part in given if isinstance(part, int)]
+        parts = [tokens] if tokens else given
+        read = [tokenizer.encode(part) if isinstance(part, str) else _known(part, tokenizer) for part in parts]
+        return [tokens or [tokenizer.end_of_text] for tokens in read for _ in range(self.n)]
 
     def wanted_tokens(self) -> int | None:
         return self.max_tokens or DEFAULT_TEXT_TOKENS
@@ -273,13 +313,13 @@ class TextRequest(Asked):
     ) -> Mapping[str, Any]:
         logprobs = None
         if self.wants_logprobs:
-            tokens = [tokenizer.decode([piece.token]) for piece in pieces]
+            tokens = [tokenizer.one_text(piece.token) for piece in pieces]
             logprobs = {
                 "tokens": tokens,
                 "token_logprobs": [piece.logprob for piece in pieces],
                 "top_logprobs": [
-                    {tokenizer.decode([token]): logprob for token, logprob in piece.alternatives}
-                    or {tokenizer.decode([piece.token]): piece.logprob}
+                    {tokenizer.one_text(token): logprob for token, logprob in piece.alternatives}
+                    or {tokenizer.one_text(piece.token): piece.logprob}
                     for piece in pieces
                 ],
                 "text_offset": [sum(map(len, tokens[:place])) for place in range(len(tokens))],

@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,7 +27,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from upweight.app.asked import Asked, ChatRequest, TextRequest
 from upweight.app.engine import Engine, Piece, open_engine
+from upweight.app.engine import Request as Answering
+from upweight.app.lineage import find_model
 from upweight.core.errors import UserError
+from upweight.core.identity import fingerprint
 from upweight.core.work import Machine
 from upweight.model.precision import Precision
 
@@ -70,14 +73,25 @@ def serve(given: str, *, root: Path, machine: Machine, config: ServeConfig, dtyp
     if machine.threads:
         torch.set_num_threads(machine.threads)
     engine = open_engine(given, root=root, device=machine.device, rows=min(config.rows, config.concurrent), dtype=dtype)
+    weights = _files_of(find_model(given, root))
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"{given} at http://{host}:{config.port} (chat page) and http://{host}:{config.port}/v1", flush=True)
-    app = make_app(engine, given, config)
+    app = make_app(engine, given, config, weights=weights)
     uvicorn.run(app, host=config.host, port=config.port, log_level="warning", timeout_graceful_shutdown=5)
 
 
-def make_app(engine: Engine, name: str, config: ServeConfig) -> FastAPI:
-    """The application around an engine; it closes the engine when it shuts down."""
+def _files_of(directory: Path) -> str:
+    """What changes when a file of the model does: names, sizes and times, since reading all weights takes a while."""
+    found = [(file.name, file.stat()) for file in sorted(directory.iterdir()) if file.is_file()]
+    return fingerprint([[name, status.st_size, status.st_mtime_ns] for name, status in found])
+
+
+def make_app(engine: Engine, name: str, config: ServeConfig, *, weights: str = "") -> FastAPI:
+    """The application around an engine; it closes the engine when it shuts down.
+
+    Args:
+        weights: what tells this model from another of the same name, for clients that keep answers.
+    """
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -93,15 +107,22 @@ def make_app(engine: Engine, name: str, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _defect)
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
         return files("upweight.app").joinpath("page.html").read_text()
 
+    entry = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "upweight", "fingerprint": weights}
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        entry = {"id": name, "object": "model", "created": desk.began, "owned_by": "upweight"}
         return {"object": "list", "data": [entry]}
+
+    @app.get("/v1/models/{asked:path}")
+    async def model(asked: str) -> dict[str, Any]:
+        desk.check_name(asked)
+        return entry
 
     @app.post("/v1/chat/completions")
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
@@ -119,13 +140,19 @@ class _Desk:
 
     def __init__(self, engine: Engine, name: str, config: ServeConfig) -> None:
         self.engine, self.name, self.config = engine, name, config
-        self.began = int(time.time())
         self._busy = 0
         self._unseeded = itertools.count(time.time_ns())
 
+    def check_name(self, given: str) -> None:
+        """Raises Refused where no model of that name is here."""
+        if given != self.name:
+            raise Refused(404, f"there is no model {given!r} here: it is called {self.name!r}", "model_not_found")
+
     async def answer(self, asked: Asked, request: Request) -> Response:
-        if asked.model not in ("", self.name):
-            raise Refused(404, f"there is no model {asked.model!r} here: it is called {self.name!r}", "model_not_found")
+        if asked.model:
+            self.check_name(asked.model)
+        if self.engine.closed:
+            raise Refused(503, "the model has stopped answering: start it again", "stopped")
         prompts = asked.prompts(self.engine.tokenizer)
         if self._busy + len(prompts) > self.config.concurrent:
             raise Refused(429, f"{self._busy} answers are being made; try again in a moment", "busy")
@@ -137,23 +164,21 @@ class _Desk:
         self._busy += len(prompts)
         made = _Made(len(prompts))
         try:
-            made.requests = [
-                self.engine.submit(
+            for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+                submitted = self.engine.submit(
                     prompt,
                     limit,
                     made.deliver(index),
                     seconds=self.config.seconds,
                     alternatives=asked.alternatives if asked.wants_logprobs else 0,
                 )
-                for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
-            ]
+                made.requests.append(submitted)
         except BaseException:
             self._leave(made)
             raise
         head = {"id": f"{asked.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         if asked.stream:
-            events = self._events(asked, made, head, sum(map(len, prompts)))
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return _Events(self._events(asked, made, head, sum(map(len, prompts))), lambda: self._leave(made))
         return await self._whole(asked, made, head, sum(map(len, prompts)), request)
 
     async def _events(self, asked: Asked, made: "_Made", head: Mapping[str, Any], read: int) -> AsyncIterator[str]:
@@ -161,30 +186,27 @@ class _Desk:
         tokenizer = self.engine.tokenizer
         written = 0
         gathered: list[list[Piece]] = [[] for _ in range(made.count)]
-        try:
-            for index in range(made.count):
-                opening = asked.opening(index)
-                if opening is not None:
-                    yield _event({**head, "object": asked.chunk_object, "choices": [opening]})
-            async for index, piece in made.pieces():
-                if piece.stop == "error":
-                    yield _event({"error": {"message": piece.error, "type": "server_error", "code": "stopped"}})
-                    break
-                written += 1
-                if asked.writes_whole:
-                    gathered[index].append(piece)
-                    if piece.stop:
-                        choice = asked.whole_piece(index, gathered[index], FINISH[piece.stop], tokenizer)
-                        yield _event({**head, "object": asked.chunk_object, "choices": [choice]})
-                elif piece.text or piece.stop or asked.wants_logprobs:
-                    finish = FINISH[piece.stop] if piece.stop else None
-                    choice = asked.piece(index, piece, finish, tokenizer)
+        for index in range(made.count):
+            opening = asked.opening(index)
+            if opening is not None:
+                yield _event({**head, "object": asked.chunk_object, "choices": [opening]})
+        async for index, piece in made.pieces():
+            if piece.stop == "error":
+                yield _event({"error": {"message": piece.error, "type": "server_error", "code": "stopped"}})
+                break
+            written += 1
+            if asked.writes_whole:
+                gathered[index].append(piece)
+                if piece.stop:
+                    choice = asked.whole_piece(index, gathered[index], FINISH[piece.stop], tokenizer)
                     yield _event({**head, "object": asked.chunk_object, "choices": [choice]})
-            if asked.stream_options is not None and asked.stream_options.include_usage:
-                yield _event({**head, "object": asked.chunk_object, "choices": [], "usage": _usage(read, written)})
-            yield "data: [DONE]\n\n"
-        finally:
-            self._leave(made)
+            elif piece.text or piece.stop or asked.wants_logprobs:
+                finish = FINISH[piece.stop] if piece.stop else None
+                choice = asked.piece(index, piece, finish, tokenizer)
+                yield _event({**head, "object": asked.chunk_object, "choices": [choice]})
+        if asked.stream_options is not None and asked.stream_options.include_usage:
+            yield _event({**head, "object": asked.chunk_object, "choices": [], "usage": _usage(read, written)})
+        yield "data: [DONE]\n\n"
 
     async def _whole(
         self, asked: Asked, made: "_Made", head: Mapping[str, Any], read: int, request: Request
@@ -214,12 +236,27 @@ class _Desk:
         self._busy -= made.count
 
 
+class _Events(StreamingResponse):
+    """A stream whose places are free again however it ends, also where the client has left before its first byte: then
+    the events are never begun, and no `finally` of theirs would run."""
+
+    def __init__(self, events: AsyncIterator[str], leave: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._leave = leave
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
 class _Made:
     """The pieces of one request's answers, on their way from the engine's thread to the event loop."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.requests: Sequence[Any] = []
+        self.requests: list[Answering] = []
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
 
@@ -271,6 +308,11 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _user_error(request: Request, error: Exception) -> Response:
     return _error(400, str(error), "invalid_request")
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    """A fault of ours, in the interface's form; the server writes its traceback to the terminal."""
+    return _error(500, f"{type(error).__name__}: the server could not answer this request", "stopped")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -18,13 +18,17 @@ Prompt = str | Sequence[Message]
 """What a sampler continues: a conversation, rendered by the model's own chat template, or raw text taken as it is."""
 
 
+LEAST_TEMPERATURE = 1e-4
+"""The smallest temperature that is not greedy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How to decode.
 
     Attributes:
         max_new_tokens: a completion that reaches this many tokens stops with "length".
-        temperature: 0 takes the likeliest token; otherwise logits are divided by it.
+        temperature: 0 takes the likeliest token; otherwise, from 0.0001, logits are divided by it.
         top_p: the smallest set of tokens whose probability reaches this is kept and renormalised; 1 keeps all.
         top_k: only the k likeliest tokens are kept; 0 keeps all.
         min_p: tokens below this share of the likeliest token's probability are dropped; 0 keeps all.
@@ -45,6 +49,11 @@ class Limits:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}: at least one token has to be sampled")
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}: 0 is greedy, above 0 samples")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature}: logits divided by so little may leave the range of floats, and "
+                "the likeliest token has all of the probability: say 0"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: it is a share in (0, 1]")
         if self.top_k < 0 or not 0 <= self.min_p < 1:
@@ -74,6 +83,11 @@ class Verifier(ABC):
     def score(self, problem: Problem, group: Sequence[Completion]) -> list[Verdict]:
         """One verdict a completion, in order. The whole group is given because pairwise rewards need it."""
 
+    def answer_of(self, text: str) -> str | None:
+        """The answer that a text settles on, equal answers written alike, for votes among several; None where it gives
+        none, or this verifier does not judge answers that could be counted."""
+        return None
+
 
 REPORTED = Limits(max_new_tokens=65_536, temperature=0.6, top_p=0.95)
 """How the report decodes on every benchmark (arXiv 2512.06266, section 6)."""
@@ -87,12 +101,14 @@ class Benchmark(ABC):
         samples: completions of each problem, the k of avg@k.
         verifier: judges the completions.
         limits: how to decode unless the user says otherwise.
+        lower_is_better: its scores are no shares of right answers but a loss.
     """
 
     name: str
     samples: int
     verifier: Verifier
     limits: Limits = REPORTED
+    lower_is_better: bool = False
 
     @abstractmethod
     def problems(self) -> Sequence[Problem]:

@@ -1,5 +1,8 @@
 """The official client works unchanged, and requests that are wrong, large or too many are refused in its own terms."""
 
+import asyncio
+import contextlib
+import json
 import math
 import socket
 import threading
@@ -12,6 +15,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from starlette.requests import ClientDisconnect
 from tiny_checkpoint import tiny_checkpoint
 
 from upweight.app.engine import Engine, Piece, Request
@@ -78,6 +82,66 @@ def test_several_answers_and_logprobs(client: openai.OpenAI) -> None:
     assert [choice.index for choice in answered.choices] == [0, 1, 2]
     assert len({choice.message.content for choice in answered.choices}) > 1
     assert all(row.logprob <= 0 for row in answered.choices[0].logprobs.content)
+
+
+def test_null_stands_for_the_default(base: str) -> None:
+    fields = ("temperature", "top_p", "n", "stop", "seed", "stream", "max_tokens", "logprobs", "tools", "logit_bias")
+    body = {"messages": QUESTION, **dict.fromkeys(fields), "max_completion_tokens": 3, "presence_penalty": 0}
+    reply = httpx.post(f"{base}/v1/chat/completions", json={**body, "response_format": {"type": "text"}})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["usage"]["completion_tokens"] <= 3
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"presence_penalty": 0.5},
+        {"logit_bias": {"5": -100}},
+        {"functions": [{"name": "f"}]},
+        {"best_of": 4},
+    ],
+)
+def test_what_would_change_the_answer_is_not_passed_over(client: openai.OpenAI, field: dict[str, object]) -> None:
+    (name,) = field
+    with pytest.raises(openai.BadRequestError, match=f"{name} is not served"):
+        client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=2, extra_body=field)
+
+
+def test_no_temperature_ends_the_server(client: openai.OpenAI) -> None:
+    given = {"model": "tiny", "messages": QUESTION, "max_tokens": 4, "seed": 1}
+    cold = [client.chat.completions.create(**given, temperature=value) for value in (0, 1e-300, 1e-40, 1e-9)]
+    assert len({answer.choices[0].message.content for answer in cold}) == 1
+    assert client.chat.completions.create(**given, top_p=1e-12, extra_body={"top_k": 10**9}).choices
+    assert client.chat.completions.create(**{**given, "seed": -(2**62)}, temperature=5).choices
+
+
+def test_one_model_is_told(base: str, client: openai.OpenAI) -> None:
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="called 'tiny'"):
+        client.models.retrieve("owner/other")
+
+
+def test_a_defect_is_told_in_the_interfaces_form(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given, **named):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(served.engine, "submit", broken)
+    reply = httpx.post(f"{served.base}/v1/chat/completions", json={"messages": QUESTION})
+    assert reply.status_code == 500
+    assert reply.json()["error"]["type"] == "server_error"
+
+
+def test_a_prompt_may_be_tokens(served: Served, client: openai.OpenAI) -> None:
+    given = {"model": "tiny", "max_tokens": 5, "seed": 1}
+    tokens = served.engine.tokenizer.encode("Ann has")
+    text = client.completions.create(**given, prompt="Ann has").choices[0].text
+    assert client.completions.create(**given, prompt=tokens).choices[0].text == text
+    several = client.completions.create(**given, prompt=[tokens, tokens[:1]]).choices
+    assert [several[0].text, len(several)] == [text, 2]
+    for wrong in ([10**9], [-1], [[0], [10**6]]):
+        with pytest.raises(openai.BadRequestError, match="the vocabulary has"):
+            client.completions.create(**given, prompt=wrong)
 
 
 def test_text(client: openai.OpenAI) -> None:
@@ -207,6 +271,38 @@ def test_too_many_are_turned_away_and_the_rest_answered(client: openai.OpenAI) -
         statuses = list(pool.map(ask, range(12)))
     assert statuses.count(200) >= 4
     assert set(statuses) <= {200, 429}
+
+
+def test_a_client_that_has_left_before_the_first_byte_frees_its_place(served: Served) -> None:
+    app = make_app(served.engine, "tiny", ServeConfig(concurrent=8))
+    body = json.dumps({"messages": QUESTION, "stream": True, "n": 8, "max_tokens": 200}).encode()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    place = {"path": "/v1/chat/completions", "query_string": b"", "root_path": "", "scheme": "http"}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "method": "POST",
+        "headers": headers,
+        **place,
+    }
+
+    async def answered() -> list[int]:
+        statuses: list[int] = []
+        given = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> dict[str, object]:
+            return next(given, {"type": "http.disconnect"})
+
+        async def send(message: dict[str, object]) -> None:
+            statuses.append(int(str(message["status"])))
+            raise OSError("nobody is there")  # as servers of ASGI 2.4 tell it, here before the stream is begun
+
+        with contextlib.suppress(OSError, ClientDisconnect):
+            await app(scope, receive, send)
+        return statuses
+
+    for _ in range(3):  # eight answers each, and eight places in all
+        assert asyncio.run(answered()) == [200]
 
 
 def test_a_cut_connection_frees_its_place(base: str, client: openai.OpenAI) -> None:
