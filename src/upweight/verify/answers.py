@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Verifier
@@ -39,7 +40,7 @@ def extract(text: str) -> str | None:
     r"""The answer that `text` gives outside of its thought, None where it gives none. Linear in the text's length.
 
     The last closed \boxed{...} counts, its braces balanced, the innermost where boxes are nested; without any box, the
-    rest of the sentence after the last "answer is", "answer:" or "####".
+    rest of the sentence after the last "answer is", "answer:" or "####", which may begin on the next line.
     """
     visible = visible_part(text)
     if visible is None:
@@ -133,6 +134,15 @@ class AnswerVerifier(Verifier):
                 "by its tests or by preference"
             )
         return [self._judge(problem.answer, completion) for completion in group]
+
+    def answer_of(self, text: str) -> str | None:
+        """Numbers in lowest terms, everything else tidied: 1/2, 0.5 and \\frac{1}{2} are one answer."""
+        answer = extract(text)
+        known = None if answer is None else number(tidy(answer))
+        if answer is None or known is None:
+            return None if answer is None else tidy(answer)
+        share = Fraction(known.numerator, known.denominator)
+        return f"{share}%" if known.percent else str(share)
 
     def _judge(self, reference: str, completion: Completion) -> Verdict:
         if completion.truncated:

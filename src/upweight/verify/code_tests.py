@@ -32,7 +32,7 @@ LONGEST_TEST = 1 << 16
 """Characters of a test that is taken apart; longer ones, and deeper ones than Python parses, run as they are."""
 
 _FENCE = re.compile(r"^```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_PYTHON = ("", "python", "py", "python3")
+_PYTHON = ("python", "py", "python3")
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: lambda value, expected: bool(value == expected),
     ast.NotEq: lambda value, expected: bool(value != expected),
@@ -58,7 +58,7 @@ class Check:
 class CodeVerifier(Verifier):
     """1 for a program that passes all tests of the problem, else 0.
 
-    The program is the last fenced Python block after the thought, or all of that text where nothing is fenced.
+    The program is what `program_of` finds after the thought.
 
     Attributes:
         sandbox: where programs run; None takes the pool of the process.
@@ -93,13 +93,28 @@ class CodeVerifier(Verifier):
         return Verdict(score, f"failed {len(failures)} of {len(tests)} tests, number {index + 1}: {why}")
 
 
-def program_of(text: str) -> str | None:
-    """The program that a completion hands in, None where there is none."""
+def program_of(text: str, *, defines: str = "") -> str | None:
+    """The program that a completion hands in after its thought, None where there is none.
+
+    The last fenced block that says it is Python; where none says so, the last that says nothing (an answer often shows
+    what its program prints in a bare block after it); where nothing is fenced, all of the text.
+
+    Args:
+        defines: the function that is asked for: of several blocks the last that defines it counts, since calls of it
+            are often shown after it. "" for a program of any kind.
+    """
     visible = visible_part(text)
     if visible is None or not visible.strip():
         return None
-    blocks = [body for language, body in _FENCE.findall(visible) if language.lower() in _PYTHON]
-    return str(blocks[-1]) if blocks else visible.strip("\n")
+    blocks = [(language.lower(), str(body)) for language, body in _FENCE.findall(visible)]
+    named = [body for language, body in blocks if language in _PYTHON]
+    found = named or [body for language, body in blocks if not language]
+    if not found:
+        return visible.strip("\n")
+    if defines:
+        definition = re.compile(rf"^(?:async )?def {re.escape(defines)}\b", re.MULTILINE)
+        found = [body for body in found if definition.search(body)] or found
+    return found[-1]
 
 
 def run_tests(

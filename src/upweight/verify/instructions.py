@@ -1,7 +1,8 @@
 """Instructions that a rule can check: the 25 kinds of IFEval (Zhou et al. 2023), by their published names.
 
-A rule is one function of the answer and its arguments. Sentences are split at full stops, question and exclamation
-marks that blanks follow, which is close to, not the same as, the tokenizer that the paper used.
+A rule is one function of the answer and its arguments, and decides as the published checker does, oddities included.
+Two use tokenizers there that are not here: sentences are split at full stops, question and exclamation marks that
+blanks follow, and words in capitals are counted with contractions taken apart, which is close to them, not the same.
 """
 
 import json
@@ -17,8 +18,11 @@ from upweight.verify.answers import visible_part
 
 Rule = Callable[..., bool]
 PARAGRAPHS = re.compile(r"\s?\*\*\*\s?")
-_BULLET = re.compile(r"^\s*(?:\*[^*].*|-.*)$", re.MULTILINE)
+_BULLETS = (re.compile(r"^\s*\*[^*].*$", re.MULTILINE), re.compile(r"^\s*-.*$", re.MULTILINE))
+_CONTRACTION = re.compile(r"(?i:(?=n't$)|(?='(?:s|m|d|ll|re|ve)$))")
 _SENTENCE_END = re.compile(r"[.!?]+[\"')\]*]*(?:\s+|$)")
+LEAST_TOLD = 60
+"""Characters from which the language of a text can be told."""
 _RESPONSES = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -60,7 +64,8 @@ def language(text: str, language: str) -> bool:
         import langdetect
     except ImportError:
         raise UserError(
-            "telling the language of an answer needs the package langdetect: pip install 'upweight[evals]'"
+            "telling the language of an answer, which rules on languages and letter case do, needs the package "
+            "langdetect: pip install 'upweight[evals]'"
         ) from None
     langdetect.DetectorFactory.seed = 0
     try:
@@ -87,10 +92,11 @@ def number_words(text: str, num_words: int, relation: str) -> bool:
 def nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
     """Paragraphs are set apart by two line breaks."""
     parts = [part.strip() for part in text.split("\n\n")]
-    if len([part for part in parts if part]) != num_paragraphs or nth_paragraph > len(parts):
+    count = len([part for part in parts if part])
+    if count != num_paragraphs or nth_paragraph > count or not parts[nth_paragraph - 1]:
         return False
-    words = parts[nth_paragraph - 1].split()
-    return bool(words) and words[0].strip("\"'.,!?").lower() == first_word.lower()
+    word = parts[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"')
+    return re.split("[.,?!'\"]", word, maxsplit=1)[0].lower() == first_word.lower()
 
 
 def placeholders(text: str, num_placeholders: int) -> bool:
@@ -98,12 +104,13 @@ def placeholders(text: str, num_placeholders: int) -> bool:
 
 
 def postscript(text: str, postscript_marker: str) -> bool:
+    """It may stand anywhere in a line: **P.S.** is one."""
     marker = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(postscript_marker, re.escape(postscript_marker))
-    return re.search(rf"^\s*{marker}", text, re.IGNORECASE | re.MULTILINE) is not None
+    return re.search(marker, text, re.IGNORECASE) is not None
 
 
 def bullets(text: str, num_bullets: int) -> bool:
-    return len(_BULLET.findall(text)) == num_bullets
+    return sum(len(kind.findall(text)) for kind in _BULLETS) == num_bullets
 
 
 def constrained(text: str) -> bool:
@@ -148,16 +155,22 @@ def ends_with(text: str, end_phrase: str) -> bool:
 
 
 def capital_words(text: str, capital_frequency: int, capital_relation: str) -> bool:
-    words = [word for word in re.findall(r"[\w'-]+", text) if word.isupper()]
+    words = [part for word in re.findall(r"[\w'-]+", text) for part in _CONTRACTION.split(word) if part.isupper()]
     return _compared(len(words), capital_relation, capital_frequency)
 
 
 def uppercase(text: str) -> bool:
-    return text.isupper()
+    return text.isupper() and _english(text)
 
 
 def lowercase(text: str) -> bool:
-    return text.islower()
+    return text.islower() and _english(text)
+
+
+def _english(text: str) -> bool:
+    """Whether a text is English, as these rules ask besides; of a short one langdetect cannot tell ("hello" is Finnish
+    to it), so that is not held against it."""
+    return len(text) < LEAST_TOLD or language(text, "en")
 
 
 def no_comma(text: str) -> bool:

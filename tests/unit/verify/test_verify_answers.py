@@ -36,6 +36,8 @@ def completion(text: str, stop: str = "end") -> Completion:
         ("**Final Answer**: 12", "12"),
         ("**Answer:**\n\n12", "12"),
         ("The answer isn't 5", None),
+        ("The answer is:\n\n**12**\n\nas asked", "12"),
+        ("This answer isn't 4.\nThe answer is 5.", "5"),
         ("#### 18", "18"),
         ("", None),
         ("forty-two", None),

@@ -54,6 +54,44 @@ def test_rule(name: str, arguments: dict[str, object], kept: str, broken: str) -
     assert not RULES[name](broken, **arguments)
 
 
+HOSTILE = [
+    # what the published checker makes of answers at the edge of a rule
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye.\n**P.S.** more", True),
+    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "And p.p.s inside a line", True),
+    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": "don"},
+     "Don't go.", True),
+    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": "go"},
+     "go.on now", True),
+    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "b"},
+     "a\n\n\n\nb", False),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n** b\n- c", True),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "*\n- c", True),
+    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"}, "I CAN'T", True),
+    ("change_case:capital_word_frequency", {"capital_frequency": 4, "capital_relation": "less than"}, "IT'S ME", True),
+    ("change_case:english_capital", {}, "ICH WOHNE SEIT VIELEN JAHREN IN EINER KLEINEN STADT AM WALDRAND.", False),
+    ("change_case:english_capital", {}, "I HAVE LIVED FOR MANY YEARS IN A SMALL TOWN AT THE EDGE OF THE HILLS.", True),
+    ("change_case:english_lowercase", {}, "ich wohne seit vielen jahren in einer kleinen stadt am waldrand.", False),
+    ("change_case:english_lowercase", {}, "123", False),
+    ("combination:two_responses", {}, "******one******two******", True),
+    ("combination:two_responses", {}, "one************two", False),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "***a***b***", True),
+    ("keywords:existence", {"keywords": ["a.b"]}, "axb", False),
+    ("keywords:forbidden_words", {"forbidden_words": ["c++"]}, "I like C", True),
+    ("startend:quotation", {}, '"', False),
+    ("startend:end_checker", {"end_phrase": "Any more?"}, 'ANY MORE?"  ', True),
+    ("detectable_format:json_format", {}, "```JSON\n[1]\n```", True),
+    ("detectable_format:json_format", {}, 'Here: {"a": 1}', False),
+    ("detectable_format:title", {}, "<<\n>>", False),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "**one** and **two**", True),
+    ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a\nb] [c]", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "text", "kept"), HOSTILE)
+def test_answers_at_the_edge(name: str, arguments: dict[str, object], text: str, kept: bool) -> None:
+    assert RULES[name](text, **arguments) == kept
+
+
 def test_every_rule_has_a_case() -> None:
     assert RULES.keys() - {case[0] for case in CASES} == {"language:response_language"}  # needs an extra
 

@@ -31,6 +31,7 @@ BASELINES = {"creative_writing": "gemini-2.0-flash-001"}
 BASELINE = "o3-mini-2025-01-31"
 CLEAR = 3
 """How often a clear preference counts."""
+NO_ANSWER = "no answer"
 JUDGING = Limits(max_new_tokens=16_000, temperature=0.0)
 INSTRUCTION = """You compare two assistants' answers to the same request. First write your own answer to it. Then
 compare both answers with yours: find their mistakes, and weigh whether they are helpful, relevant and concise, and,
@@ -68,7 +69,7 @@ class BaselineVerifier(Verifier):
     """The mean outcome of an answer's two games against the baseline's. The reason holds both verdicts.
 
     A game in which the judge gives no verdict does not count; with neither the score is 1/2. A truncated or empty
-    answer loses without a game.
+    answer loses both clearly, without a game.
     """
 
     judge: Sampler
@@ -81,7 +82,7 @@ class BaselineVerifier(Verifier):
             pairs += [_prompt(problem, answer, problem.answer or ""), _prompt(problem, problem.answer or "", answer)]
         replies = iter(self.judge.sample(pairs, count=1, limits=self.limits) if pairs else [])
         return [
-            Verdict(0.0, "no answer") if answer is None else _judged(next(replies), next(replies)) for answer in answers
+            Verdict(0.0, NO_ANSWER) if answer is None else _judged(next(replies), next(replies)) for answer in answers
         ]
 
 
@@ -141,7 +142,7 @@ class ArenaHard(Benchmark):
         won: list[float] = []
         forms = []
         for sample in samples:
-            games = outcomes(sample.reason.split("; ")) if "; " in sample.reason else [sample.score]
+            games = [0.0] * (2 * CLEAR) if sample.reason == NO_ANSWER else outcomes(sample.reason.split("; "))
             won += games
             apart = difference(features(visible_part(sample.text) or ""), features(sample.answer or ""))
             forms += [apart] * len(games)

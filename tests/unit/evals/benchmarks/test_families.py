@@ -10,6 +10,7 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import REPORTED, Benchmark
 from upweight.core.records import Completion, Problem, Sample
 from upweight.evals.setting import Setting, open_named
+from upweight.verify.choices import chosen_letter
 
 
 def opened(folder: Path, name: str, rows: list[dict[str, Any]], **given: Any) -> Benchmark:
@@ -68,6 +69,21 @@ def test_gpqa_shuffles_by_seed_and_id(tmp_path: Path) -> None:
     assert scores(benchmark, problem, *texts) == [1, 1, 0, 0]
 
 
+def test_a_letter_is_told_from_a_word() -> None:
+    for answer, letter in (
+        ("B", "B"),
+        ("b", "B"),
+        ("(b) 10 m", "B"),
+        ("B because of it", "B"),
+        ("option b since it fits", "B"),
+        ("a mixture of both", None),
+        ("a 10 m rope", None),
+        ("\\text{C) 10 m}", "C"),
+        ("Both", None),
+    ):
+        assert chosen_letter(answer) == letter, answer
+
+
 def test_supergpqa(tmp_path: Path) -> None:
     row = {
         "uuid": "u1",
@@ -100,8 +116,9 @@ def test_humaneval_takes_functions_and_bodies(tmp_path: Path) -> None:
     whole = HUMANEVAL["prompt"] + HUMANEVAL["canonical_solution"]
     bare = "```python\ndef twice(x):\n    return 2 * math.floor(x)\n```"  # its import stands in the prompt
     stub = "def twice(x):\n    pass\n"
-    texts = [whole, f"Here:\n```python\n{whole}```", HUMANEVAL["canonical_solution"], bare, stub, "    pass\n"]
-    assert scores(benchmark, problem, *texts) == [1, 1, 1, 1, 0, 0]
+    shown = f"{bare}\nFor example:\n```python\nprint(twice(2.5))\n```\nprints\n```\n4\n```"
+    texts = [whole, f"Here:\n```python\n{whole}```", HUMANEVAL["canonical_solution"], bare, shown, stub, "    pass\n"]
+    assert scores(benchmark, problem, *texts) == [1, 1, 1, 1, 1, 0, 0]
 
 
 def test_mbpp_reads_both_splits(tmp_path: Path) -> None:
