@@ -18,7 +18,7 @@ from upweight.core.identity import fingerprint
 from upweight.core.protocols import Benchmark, Limits, Sampler
 from upweight.core.records import Completion, Problem, Sample, Verdict
 from upweight.core.work import Monitor
-from upweight.evals.estimators import Estimate, avg_at_k, paired_difference, pass_at_k
+from upweight.evals.estimators import Estimate, avg_at_k, maj_at_k, paired_difference, pass_at_k
 from upweight.store.jsonl import iterate_jsonl, read_jsonl, write_jsonl
 
 
@@ -139,6 +139,27 @@ def summary(samples: Sequence[Sample]) -> dict[str, Any]:
         "truncated_share": round(fmean(sample.stop == "length" for sample in samples), 6),
         "mean_tokens": round(fmean(sample.tokens for sample in samples), 2),
     }
+
+
+def table_row(benchmark: Benchmark, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The summary of a benchmark's samples, with maj@k. Where lower is better nothing passes, and it says so."""
+    figures = summary(samples)
+    if benchmark.lower_is_better:
+        return {**figures, "pass_at_k": None, "lower_is_better": True}
+    return {**figures, "maj_at_k": _majority(benchmark, samples)} if figures["k"] > 1 else figures
+
+
+def _majority(benchmark: Benchmark, samples: Sequence[Sample]) -> float | None:
+    """maj@k: the score of the answer that most samples of a problem give; None where answers cannot be counted."""
+    # a verifier of one's own may have no more than `score`
+    answer_of = getattr(benchmark.verifier, "answer_of", lambda text: None)
+    answers: dict[str, list[str | None]] = {}
+    for sample in samples:
+        settled = None if sample.stop == "length" else answer_of(sample.text)
+        answers.setdefault(sample.problem, []).append(settled)
+    if not any(answer for given in answers.values() for answer in given):
+        return None
+    return round(maj_at_k([*answers.values()], [*by_problem(samples).values()]).mean, 6)
 
 
 def difference(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Prompt, Sampler, Verifier
 from upweight.core.records import Completion, Problem, Sample, Verdict
 from upweight.core.work import Silent
-from upweight.evals.measure import by_problem, difference, measure, summary
+from upweight.evals.measure import by_problem, difference, measure, summary, table_row
 from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
 from upweight.store.jsonl import read_jsonl
+from upweight.verify.answers import AnswerVerifier
+from upweight.verify.choices import ChoiceVerifier
 
 
 class Scripted(Sampler):
@@ -136,3 +138,22 @@ def test_answers_and_tests_do_not_mix_in_one_file(tmp_path: Path) -> None:
     path.write_text('{"question": "x", "answer": "1"}\n{"question": "y", "tests": ["assert f()"]}\n')
     with pytest.raises(UserError, match="mixes problems judged in several ways"):
         kind_of(read_problems(path), path)
+
+
+def test_in_votes_equal_answers_are_one_and_what_was_cut_off_has_none(tmp_path: Path) -> None:
+    texts = {
+        "p": [("\\boxed{0.5}", 1.0, "end"), ("\\boxed{3}", 0.0, "end"), ("The answer is 1/2.", 1.0, "end")],
+        "q": [("\\boxed{8}", 0.0, "end"), ("\\boxed{8}", 0.0, "length"), ("\\boxed{7}", 1.0, "end")],
+    }
+    samples = [
+        Sample(problem, index, score, "", stop, 1, text, "", None)
+        for problem, group in texts.items()
+        for index, (text, score, stop) in enumerate(group)
+    ]
+    numbers = ProblemFile("numbers", tmp_path, AnswerVerifier(), samples=3)
+    assert table_row(numbers, samples)["maj_at_k"] == 0.75  # 1/2 has two of three votes; 7 and 8 share theirs
+    programs = ProblemFile("programs", tmp_path, Equal(), samples=3)
+    assert table_row(programs, samples)["maj_at_k"] is None
+    assert "maj_at_k" not in table_row(numbers, [sample for sample in samples if not sample.index])
+    assert ChoiceVerifier().answer_of("So it is (b).\nAnswer: (b) 10 m") == "B"
+    assert AnswerVerifier().answer_of("\\boxed{\\frac{2}{4}}") == AnswerVerifier().answer_of("#### 0.50") == "1/2"

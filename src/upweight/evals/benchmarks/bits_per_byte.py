@@ -44,6 +44,7 @@ class BitsPerByte(Benchmark):
     name: str = "bits_per_byte"
     samples: int = 1
     verifier: Verifier = field(default_factory=BitsVerifier)
+    lower_is_better: bool = True
 
     def problems(self) -> Sequence[Problem]:
         """One for each text: a plain text file is one, in rows the field `text` is. Blank ones are left out."""
