@@ -140,6 +140,7 @@ class Estimate:
         disk_bytes: size of the artifact.
         parameters: of the model that the step makes; 0 where it makes none.
         token_bytes: what training that model keeps of one token for the gradient, in float32; 0 where nobody knows.
+        held_bytes: what decoding with it keeps of one token (keys and values), in float32; 0 where nobody knows.
         records: by file of the artifact, how many it will hold, as far as that is known.
         record_tokens: of one of them (of a pair, one response with its prompt); 0 where nobody knows.
         vocabulary: tokens of the tokenizer that the step makes; 0 where it makes none.
@@ -153,6 +154,7 @@ class Estimate:
     disk_bytes: float | int = 0.0
     parameters: float | int = 0.0
     token_bytes: float | int = 0.0
+    held_bytes: float | int = 0.0
     records: Mapping[str, float | int] = field(default_factory=dict)
     record_tokens: float | int = 0.0
     vocabulary: int = 0

@@ -76,6 +76,10 @@ class ModelConfig:
         width and three of the feed-forward's, and what goes into the first."""
         return 4.0 * (self.layers * (14 * self.width + 3 * self.ffn) + self.width)
 
+    def held_values_per_token(self) -> int:
+        """Keys and values that decoding keeps of one token."""
+        return 2 * self.layers * self.kv_heads * self.head_size
+
     def flops_per_token(self, context: int) -> float:
         """Floating-point operations of reading one token forwards, causal attention over `context` tokens included.
 

@@ -135,8 +135,7 @@ class Transformer(nn.Module):
 
     def cache_bytes(self, capacity: int) -> int:
         """Memory of one row of a cache."""
-        shape = self.config
-        return 2 * shape.layers * shape.kv_heads * shape.head_size * capacity * self.embedding.weight.element_size()
+        return self.config.held_values_per_token() * capacity * self.embedding.weight.element_size()
 
     def set_rope_base(self, base: float, *, max_context: int | None = None) -> None:
         """Continue at another RoPE base (ABF), and for another context length where one is given."""

@@ -31,7 +31,7 @@ from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion
-from upweight.model.cache import cache_room
+from upweight.model.cache import HOST_BYTES, cache_room
 from upweight.model.language_model import LanguageModel, fingerprint, load
 from upweight.model.logprobs import truncate
 from upweight.model.precision import DTYPES, Precision
@@ -43,6 +43,12 @@ PREFILL_SCORES = 1 << 24
 
 SHARE_ROWS = 32
 """Rows that a thread has at least where several decode side by side: with fewer, reading the weights is most of it."""
+
+BATCH_ROWS = 256
+"""Completions decoded at once unless the caller says otherwise."""
+
+PROMPT_TOKENS = 120
+"""Of the longest prompt in a batch, for plans: word problems in a chat template take 60 to 150."""
 
 REFILL_SHARE = 8
 """Waiting completions are admitted once a row in this many is free: reading a prompt alone is a poor matrix product."""
@@ -88,7 +94,7 @@ class LocalSampler(Sampler):
         model: LanguageModel,
         tokenizer: Tokenizer,
         *,
-        batch_rows: int = 256,
+        batch_rows: int = BATCH_ROWS,
         policy: str = "",
         cache_bytes: int = 0,
         dtype: str | None = None,
@@ -166,12 +172,21 @@ class LocalSampler(Sampler):
 
 
 def open_local(
-    directory: Path, *, device: str, dtype: Precision = "float32", batch_rows: int = 256, fits: bool = False
+    directory: Path, *, device: str, dtype: Precision = "float32", batch_rows: int = BATCH_ROWS, fits: bool = False
 ) -> LocalSampler:
     """A sampler of the checkpoint in `directory`, whose weights are held in `dtype`."""
     model, _ = load(directory, device=device, dtype=DTYPES[dtype])
     tokenizer = Tokenizer.load(directory)
     return LocalSampler(model.eval(), tokenizer, batch_rows=batch_rows, policy=fingerprint(model), fits=fits)
+
+
+def planned_bytes(
+    held_bytes: float | int, completions: float | int, limits: Limits, *, batch_rows: int = BATCH_ROWS
+) -> float:
+    """For a plan: the memory of the cache in which so many completions are decoded, of a model that holds `held_bytes`
+    of a token. One row more than are decoded keeps a prompt."""
+    rows = min(completions, batch_rows) + 1
+    return float(min(HOST_BYTES, rows * (PROMPT_TOKENS + limits.max_new_tokens) * held_bytes))
 
 
 def _side_by_side(runs: "Sequence[_Run]") -> "list[dict[int, Completion]]":

@@ -50,28 +50,32 @@ def run(config: Config, work: Work) -> Summary:
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Reading and writing the weights, in fp32. Of a hub model the size is read from its name: a plan loads nothing."""
-    parameters, token_bytes = _size(config.source)
+    parameters, token_bytes, held_bytes = _size(config.source)
     return Estimate(
         memory_bytes=8 * parameters,
         disk_bytes=4 * parameters,
         parameters=parameters,
         token_bytes=token_bytes,
+        held_bytes=held_bytes,
         seconds=2.0,
     )
 
 
-def _size(source: str) -> tuple[float, float]:
-    """Parameters, and what training keeps of a token: by the configuration, or as it usually is of such a size."""
+def _size(source: str) -> tuple[float, float, float]:
+    """Parameters, and what training and decoding keep of a token: by the configuration, or as it usually is of such a
+    size. A wrapped model holds nothing while it decodes."""
     if (Path(source) / "config.json").exists():
         try:
             shape = read_config(source)
         except UnsupportedModel:  # a wrapped model says its size once it is open
             parameters = sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) / 4
-            return parameters, _usual_token_bytes(parameters)
-        return float(shape.parameter_count()), shape.activation_bytes_per_token()
+            return parameters, _usual_token_bytes(parameters), 0.0
+        held = 4.0 * shape.held_values_per_token()
+        return float(shape.parameter_count()), shape.activation_bytes_per_token(), held
     size = SIZE_IN_NAME.search(source)
     parameters = float(size[1]) * {"M": 1e6, "B": 1e9}[size[2]] if size else 0.0
-    return parameters, _usual_token_bytes(parameters)
+    # of keys and values, a third of the width in each layer: three query heads usually share one of them
+    return parameters, _usual_token_bytes(parameters), 4.0 * usual_width(parameters) ** 2 / 20 * 2 / 3
 
 
 def _usual_token_bytes(parameters: float) -> float:

@@ -215,4 +215,5 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,
         token_bytes=model.token_bytes,
+        held_bytes=model.held_bytes,
     )

@@ -17,11 +17,11 @@ from upweight.core.identity import seed_for
 from upweight.core.protocols import Benchmark, Limits
 from upweight.core.records import Sample
 from upweight.core.work import Estimate, Summary, Work
-from upweight.evals.measure import difference, measure, summary
+from upweight.evals.measure import difference, measure, table_row
 from upweight.evals.problem_files import ProblemFile, kind_of, read_problems
 from upweight.evals.setting import Setting, asked_name, benchmark_names, open_named
 from upweight.model.precision import Precision
-from upweight.rollout.local import open_local
+from upweight.rollout.local import open_local, planned_bytes
 from upweight.rollout.sandbox import Sandbox
 from upweight.store.artifact import write_whole
 from upweight.store.jsonl import read_jsonl
@@ -80,7 +80,7 @@ def run(config: Config, work: Work) -> Summary:
         for benchmark in benchmarks:
             for name in checkpoints:
                 samples[name, benchmark.name] = _measured(config, work, benchmark, name)
-    table = _table(config, checkpoints, [benchmark.name for benchmark in benchmarks], samples)
+    table = _table(config, checkpoints, benchmarks, samples)
     write_whole(work.out / "table.json", json.dumps(table, indent=1))
     return {**table, "examples": _examples(checkpoints, samples)}
 
@@ -127,7 +127,7 @@ def _measured(config: Config, work: Work, benchmark: Benchmark, name: str) -> li
 def _table(
     config: Config,
     checkpoints: Sequence[str],
-    families: Sequence[str],
+    benchmarks: Sequence[Benchmark],
     samples: Mapping[tuple[str, str], Sequence[Sample]],
 ) -> dict[str, Any]:
     """Rows (one for each checkpoint and family) and differences (each checkpoint and the one before it)."""
@@ -135,15 +135,15 @@ def _table(
         "temperature": config.limits.temperature,
         "k": config.samples,
         "rows": [
-            {"checkpoint": name, "family": family, **summary(samples[name, family])}
+            {"checkpoint": name, "family": benchmark.name, **table_row(benchmark, samples[name, benchmark.name])}
             for name in checkpoints
-            for family in families
+            for benchmark in benchmarks
         ],
         "differences": [
-            {"before": before, "after": after, "family": family}
-            | difference(samples[before, family], samples[after, family])
+            {"before": before, "after": after, "family": benchmark.name}
+            | difference(samples[before, benchmark.name], samples[after, benchmark.name])
             for before, after in pairwise(checkpoints)
-            for family in families
+            for benchmark in benchmarks
         ],
     }
 
@@ -160,17 +160,22 @@ def _examples(checkpoints: Sequence[str], samples: Mapping[tuple[str, str], Sequ
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """Each checkpoint reads a prompt and writes, on average, half of the tokens allowed; two operations a parameter."""
+    """Each checkpoint reads a prompt and writes, on average, half of the tokens allowed; two operations a parameter.
+    One checkpoint at a time is in memory, with what decoding a block of problems holds."""
     held = inputs[PROBLEMS].records if PROBLEMS in inputs else {}
     files = [*config.problems.values(), *config.benchmarks]
     found = [held.get(file, config.count or ASSUMED_PROBLEMS) for file in files]
     count = sum(min(one, config.count or one) for one in found)
     models = [item for name, item in inputs.items() if name != PROBLEMS]
     tokens = count * config.samples * config.limits.max_new_tokens / 2
+    at_once = min(count, config.problems_a_block) * config.samples
     return Estimate(
         tokens=tokens * len(models),
         flops=sum(2 * item.parameters * tokens for item in models),
         sampled_flops=sum(2 * item.parameters * tokens for item in models),
-        memory_bytes=max((4 * item.parameters for item in models), default=0) + 5e8,
+        memory_bytes=5e8
+        + max(
+            (4 * item.parameters + planned_bytes(item.held_bytes, at_once, config.limits) for item in models), default=0
+        ),
         disk_bytes=500 * count * config.samples * len(models),
     )

@@ -15,6 +15,7 @@ from upweight.core.protocols import Limits, Sampler
 from upweight.core.records import Problem
 from upweight.core.work import Estimate, Summary, Work
 from upweight.model.precision import Precision
+from upweight.rollout.local import planned_bytes
 from upweight.store.artifact import MANIFEST, read_manifest, write_whole
 from upweight.store.jsonl import read_jsonl, write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
@@ -137,11 +138,12 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     if config.enough:
         count = min(count, config.enough / KEPT_SHARE)
     tokens = count * config.gate.count * config.limits.max_new_tokens / 2
+    at_once = min(count, config.block) * config.gate.count
     return Estimate(
         tokens=tokens,
         flops=2.0 * model.parameters * tokens,
         sampled_flops=2.0 * model.parameters * tokens,
-        memory_bytes=4 * model.parameters + 8e8,
+        memory_bytes=4 * model.parameters + planned_bytes(model.held_bytes, at_once, config.limits) + 5e8,
         disk_bytes=1500.0 * count,
         records={"problems.jsonl": KEPT_SHARE * count},
         seconds=0.003 * count * config.gate.count if config.reward.kind == "code" else 0.0,

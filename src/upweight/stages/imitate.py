@@ -14,6 +14,7 @@ from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits
 from upweight.core.records import Conversation, Message, Problem, Rollout
 from upweight.core.work import Estimate, Summary, Work
+from upweight.rollout.local import planned_bytes
 from upweight.store.jsonl import write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.checking import open_checks
@@ -115,12 +116,13 @@ def _right(rollout: Rollout, config: Config) -> list[Conversation]:
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Each sample writes about half of the tokens allowed; two operations a parameter and token."""
     count = listed(config.problems, inputs["problems"].records if "problems" in inputs else {})
-    parameters = inputs[config.author.input].parameters if isinstance(config.author, Checkpoint) else 0.0
+    author = inputs[config.author.input] if isinstance(config.author, Checkpoint) else Estimate()
+    at_once = min(count, config.block) * config.samples
     tokens = count * config.samples * config.limits.max_new_tokens / 2
     return Estimate(
         tokens=tokens,
-        flops=2 * parameters * tokens,
-        memory_bytes=4 * parameters + 5e8,
+        flops=2 * author.parameters * tokens,
+        memory_bytes=4 * author.parameters + planned_bytes(author.held_bytes, at_once, config.limits) + 5e8,
         disk_bytes=1000.0 * count,
         records={"conversations.jsonl": config.kept * count},
         seconds=0.01 * count,

@@ -9,6 +9,7 @@ from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits
 from upweight.core.records import Completion, Pair, Problem
 from upweight.core.work import Estimate, Summary, Work
+from upweight.rollout.local import planned_bytes
 from upweight.store.jsonl import write_jsonl
 from upweight.synthesize.blocks import clear, in_blocks
 from upweight.synthesize.checking import open_checks
@@ -158,17 +159,21 @@ def _example(pair: Pair) -> dict[str, Any]:
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Each sample writes about half of the tokens allowed; two operations a parameter and token."""
     teacher, student = (
-        inputs[part.input].parameters if isinstance(part, Checkpoint) else 0.0
-        for part in (config.teacher, config.student)
+        inputs[part.input] if isinstance(part, Checkpoint) else Estimate() for part in (config.teacher, config.student)
     )
     count = listed(config.problems, inputs["problems"].records if "problems" in inputs else {})
     by_teacher = count * config.teacher_samples * config.teacher_limits.max_new_tokens / 2
     by_student = count * config.student_samples * config.student_limits.max_new_tokens / 2
+    block = min(count, config.block)
+    held = max(
+        planned_bytes(teacher.held_bytes, block * config.teacher_samples, config.teacher_limits),
+        planned_bytes(student.held_bytes, block * config.student_samples, config.student_limits),
+    )
     return Estimate(
         tokens=by_teacher + by_student,
-        flops=2 * (teacher * by_teacher + student * by_student),
-        sampled_flops=2 * (teacher * by_teacher + student * by_student),
-        memory_bytes=4 * (teacher + student) + 8e8,
+        flops=2 * (teacher.parameters * by_teacher + student.parameters * by_student),
+        sampled_flops=2 * (teacher.parameters * by_teacher + student.parameters * by_student),
+        memory_bytes=4 * (teacher.parameters + student.parameters) + held + 5e8,
         disk_bytes=2500.0 * count * ASSUMED_KEPT_SHARE,
         records={"pairs.jsonl": count * ASSUMED_KEPT_SHARE},
         record_tokens=PROMPT_TOKENS

@@ -191,4 +191,5 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         disk_bytes=4 * parameters,
         parameters=parameters,
         token_bytes=shape.activation_bytes_per_token(),
+        held_bytes=4 * shape.held_values_per_token(),
     )

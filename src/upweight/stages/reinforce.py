@@ -26,7 +26,7 @@ from upweight.core.work import Estimate, Monitor, Summary, Work
 from upweight.model.language_model import fingerprint, interpolate, load, save
 from upweight.objectives.grpo import Grpo, RolloutBatch, Sampled, group_advantages
 from upweight.rollout.episode import Tool
-from upweight.rollout.local import LocalSampler
+from upweight.rollout.local import LocalSampler, planned_bytes
 from upweight.rollout.sandbox import Sandbox
 from upweight.rollout.vllm import Vllm, VllmSampler, open_vllm
 from upweight.store.jsonl import read_jsonl, write_jsonl
@@ -524,16 +524,18 @@ def _curve(path: Path, name: str, by: str = "rollout_step") -> list[float]:
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Each completion takes half of the tokens allowed, is sampled once and trained on once; a group shares a prompt of
-    about twice its length."""
+    about twice its length. A step samples, frees what that held, and trains."""
     model = inputs["model"]
     completions = config.steps * config.problems_a_step * config.group
     tokens = completions * config.limits.max_new_tokens / 2
+    held = planned_bytes(model.held_bytes, config.problems_a_step * config.group, config.limits)
     return Estimate(
         tokens=tokens,
         flops=model.parameters * tokens * (2 + 6 * (1 + 2 / config.group)),
         sampled_flops=model.parameters * tokens * 2,
-        memory_bytes=16 * model.parameters + config.batch_tokens * model.token_bytes + 6e8,
+        memory_bytes=16 * model.parameters + max(config.batch_tokens * model.token_bytes, held) + 6e8,
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,
         token_bytes=model.token_bytes,
+        held_bytes=model.held_bytes,
     )

@@ -14,8 +14,12 @@ from upweight.app.find import find_recipe
 from upweight.app.planner import HALF_SAMPLED, HALF_TRAINED, Speed, plan, print_plan
 from upweight.app.recipe import Recipe, Step
 from upweight.core.errors import UserError
+from upweight.core.protocols import Limits
 from upweight.core.work import Estimate, Machine
+from upweight.model.cache import HOST_BYTES
 from upweight.model.config import ModelConfig
+from upweight.stages import evaluate, gate, sft
+from upweight.synthesize.difficulty import Gate
 
 NUMBERS = Step("numbers", Count, Count.Config(to=1000))
 RECIPE = Recipe("r", Step("total", Total, Total.Config(), {"numbers": NUMBERS}))
@@ -82,6 +86,32 @@ def test_the_table() -> None:
 
 LLAMA_8B = ModelConfig(128_256, width=4096, layers=32, heads=32, kv_heads=8, ffn=14_336, tied=False)
 LLAMA_405B = ModelConfig(128_256, width=16_384, layers=126, heads=128, kv_heads=8, ffn=53_248, tied=False)
+
+
+def test_memory_of_decoding_is_that_of_its_keys_and_values() -> None:
+    # SmolLM2-135M: 30 layers of 3 heads of 64 keys and values, so 46,080 bytes of a token; 32 problems of 4 samples at
+    # once and a row for the prompt, of 120 + 128 tokens. Measured (docs/log.md): 2.9 GB, 0.37 of it before it began
+    shape = ModelConfig(vocab_size=49_152, width=576, layers=30, heads=9, kv_heads=3, ffn=1536)
+    model = Estimate(parameters=shape.parameter_count(), held_bytes=4 * shape.held_values_per_token())
+    assert model.held_bytes == 46_080
+    limits = Limits(128)
+    held = 129 * 248 * 46_080
+    config = evaluate.Config({"gym": "gym.jsonl"}, samples=4, count=64, problems_a_block=32, limits=limits)
+    cost = evaluate.estimate(config, {"problems": Estimate(records={"gym.jsonl": 72}), "sft": model})
+    assert cost.memory_bytes == 4 * model.parameters + held + 5e8
+    assert cost.memory_bytes + 0.37e9 == pytest.approx(2.9e9, rel=0.05)
+    # no more rows than a sampler decodes at once, and no more memory than it may take
+    many = evaluate.estimate(replace(config, samples=400), {"problems": Estimate(), "sft": model})
+    assert many.memory_bytes == 4 * model.parameters + 257 * 248 * 46_080 + 5e8
+    long = evaluate.estimate(replace(config, limits=Limits(4096)), {"problems": Estimate(), "sft": model})
+    assert long.memory_bytes == 4 * model.parameters + HOST_BYTES + 5e8
+    # the gate asks as many, and passes on nothing; SFT holds what its model does
+    asked = gate.Config({"gym.jsonl": 0}, gate=Gate(count=8), limits=limits, block=16)
+    assert gate.estimate(asked, {"problems": Estimate(), "model": model}).memory_bytes == cost.memory_bytes
+    assert (
+        sft.estimate(sft.Config(data=(sft.Part("solved/conversations.jsonl"),)), {"model": model}).held_bytes
+        == model.held_bytes
+    )
 
 
 def test_parameters_and_flops_against_published_figures() -> None:
