@@ -7,9 +7,12 @@ my_problems.jsonl          problems of one's own
 my_benchmark.py            a benchmark of one's own
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from upweight import evals, verify
 from upweight.app.find import find_module
 from upweight.app.recipe import suggestion
 from upweight.core.errors import UserError
@@ -21,9 +24,17 @@ from upweight.verify.code_tests import CodeVerifier
 from upweight.verify.gym import GymVerifier
 
 FILE_SAMPLES = 8
+JUDGING = (evals, verify)
 
 
-def find_benchmarks(given: Sequence[str], setting: Setting) -> list[Benchmark]:
+class Found(NamedTuple):
+    """A benchmark, and the fingerprint of the code that asks and judges: verdicts that other code gave are others."""
+
+    benchmark: Benchmark
+    source: str
+
+
+def find_benchmarks(given: Sequence[str], setting: Setting) -> list[Found]:
     """The benchmarks that are named, each of which may hold several names with commas between them.
 
     Raises UserError where one is not there, lacks what it needs, or a name is given twice.
@@ -31,12 +42,22 @@ def find_benchmarks(given: Sequence[str], setting: Setting) -> list[Benchmark]:
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
     if not names:
         raise UserError(f"name what to measure on: --on {','.join(benchmark_names()[:3])}, or a file of problems")
-    found = [find_benchmark(name, setting) for name in names]
-    taken = [benchmark.name for benchmark in found]
+    found = [Found(find_benchmark(name, setting), _source(name)) for name in names]
+    taken = [benchmark.name for benchmark, _ in found]
     repeated = sorted({name for name in taken if taken.count(name) > 1})
     if repeated:
         raise UserError(f"{repeated[0]} is named twice: results are kept by name, so measure them one after the other")
     return found
+
+
+def _source(given: str) -> str:
+    """Of our packages that ask and judge, and of one's own file."""
+    files = sorted(file for package in JUDGING for file in Path(str(package.__path__[0])).rglob("*.py"))
+    own = [Path(given)] if given.endswith(".py") else []
+    digest = hashlib.sha256()
+    for file in [*files, *own]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def find_benchmark(given: str, setting: Setting) -> Benchmark:

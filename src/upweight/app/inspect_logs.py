@@ -18,6 +18,7 @@ METRICS = {
     "low": "ci95_low",
     "high": "ci95_high",
     "pass_at_k": "pass_at_k",
+    "maj_at_k": "maj_at_k",
 }
 
 

@@ -5,12 +5,11 @@ OUT/table.json               the table
 OUT/cache/                   every problem's samples by model and decoding: what is there is not sampled again
 """
 
-import hashlib
+import fcntl
 import importlib.metadata
 import json
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +22,12 @@ from upweight.app.benchmarks import find_benchmarks
 from upweight.app.console import NARROW, ConsoleMonitor
 from upweight.app.inspect_logs import require_inspect, write_log
 from upweight.app.sampler import Opened, check_model, open_sampler
-from upweight.core.errors import UserError
+from upweight.core.errors import RootInUse, UserError
 from upweight.core.identity import canonical_json, fingerprint
 from upweight.core.protocols import Benchmark, Limits
 from upweight.core.records import Problem, Sample
 from upweight.core.work import Machine
-from upweight.evals.measure import difference, measure, summary
+from upweight.evals.measure import difference, measure, table_row
 from upweight.evals.setting import Setting
 from upweight.model.precision import Precision
 from upweight.rollout.sandbox import Sandbox
@@ -48,9 +47,12 @@ class Decoding:
     seed: int = 0
 
     def limits(self, benchmark: Benchmark) -> Limits:
-        """How to decode on `benchmark`."""
+        """How to decode on `benchmark`. Raises UserError where the settings are none."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        return replace(benchmark.limits, **given)
+        try:
+            return replace(benchmark.limits, **given)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def measure_models(
@@ -101,26 +103,33 @@ def measure_models(
             judge=judging.sampler if judging is not None else None,
             unsafe=machine.unsafe_execution,
         )
-        benchmarks = find_benchmarks(on, setting)
+        sources = find_benchmarks(on, setting)
+        benchmarks = [benchmark for benchmark, _ in sources]
+        decodings = {benchmark.name: decoding.limits(benchmark) for benchmark in benchmarks}
         problems = {benchmark.name: _chosen(benchmark, count) for benchmark in benchmarks}
         judged_by = judging.identity if judging is not None else None
         for model in models:
             with open_sampler(model, root=root, machine=machine, dtype=dtype) as opened:
-                for benchmark in benchmarks:
-                    place = _Place(out, model, benchmark.name)
-                    limits = decoding.limits(benchmark)
-                    asked = problems[benchmark.name]
-                    found[model, benchmark.name] = _measured(
-                        opened, benchmark, asked, place, limits, judged_by, console
+                for benchmark, source in sources:
+                    name = benchmark.name
+                    origin = {
+                        "model": opened.identity,
+                        "limits": asdict(decodings[name]),
+                        "judge": judged_by,
+                        "benchmark": [name, source],
+                        "upweight": importlib.metadata.version("upweight"),
+                    }
+                    place = _Place(out, model, name)
+                    found[model, name] = _measured(
+                        opened, benchmark, problems[name], place, decodings[name], origin, console
                     )
         table = _table(models, benchmarks, found)
     write_whole(out / "table.json", json.dumps(table, indent=1))
     if inspect_logs is not None:
-        by_name = {benchmark.name: benchmark for benchmark in benchmarks}
         for row in table["rows"]:
             model, name = row["checkpoint"], row["family"]
-            limits = decoding.limits(by_name[name])
-            write_log(inspect_logs, model=model, benchmark=name, samples=found[model, name], row=row, limits=limits)
+            samples, limits = found[model, name], decodings[name]
+            write_log(inspect_logs, model=model, benchmark=name, samples=samples, row=row, limits=limits)
     _print(table, console)
     return table
 
@@ -157,44 +166,48 @@ def _measured(
     problems: Sequence[Problem],
     place: _Place,
     limits: Limits,
-    judge: Mapping[str, object] | None,
+    origin: Mapping[str, object],
     console: Console,
 ) -> list[Sample]:
-    """The samples; of problems that the same model was asked in the same way before, those of then."""
-    origin = {
-        "model": opened.identity,
-        "limits": asdict(limits),
-        "judge": judge,
-        "benchmark": _source(benchmark),
-        "upweight": importlib.metadata.version("upweight"),
-    }
+    """The samples; of problems that were asked before in all as `origin` says, those of then."""
     kept = place.kept(origin)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept.parent / "origin.json", canonical_json(origin))
     place.samples.parent.mkdir(parents=True, exist_ok=True)
     monitor = ConsoleMonitor(console, place.samples.parent, place.samples.parent.name)
     try:
-        return measure(
-            opened.sampler,
-            benchmark,
-            place.samples,
-            limits=limits,
-            monitor=monitor,
-            label=benchmark.name,
-            problems=problems,
-            problems_a_block=max(1, opened.rows // benchmark.samples),
-            kept=kept,
-        )
+        with _alone(kept):
+            return measure(
+                opened.sampler,
+                benchmark,
+                place.samples,
+                limits=limits,
+                monitor=monitor,
+                label=benchmark.name,
+                problems=problems,
+                problems_a_block=max(1, opened.rows // benchmark.samples),
+                kept=kept,
+            )
     finally:
         monitor.close()
         monitor.forget()
 
 
-def _source(benchmark: Benchmark) -> str:
-    """A benchmark's name, and of one's own file its content as well: a changed judge gives new verdicts."""
-    file = getattr(sys.modules[type(benchmark).__module__], "__file__", None)
-    content = Path(file).read_bytes() if file else b""
-    return f"{benchmark.name} {hashlib.sha256(content).hexdigest()[:16]}"
+@contextmanager
+def _alone(kept: Path) -> Iterator[None]:
+    """Hold a file of kept samples: two processes that add to it at once would tear each other's lines.
+
+    Raises RootInUse where another process does.
+    """
+    with kept.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RootInUse(
+                f"another process measures the same model on {kept.stem}, into {kept}: wait until it ends, stop it, or "
+                "give this one another --out"
+            ) from None
+        yield
 
 
 def _table(
@@ -205,7 +218,7 @@ def _table(
             {
                 "checkpoint": model,
                 "family": benchmark.name,
-                **summary(found[model, benchmark.name]),
+                **table_row(benchmark, found[model, benchmark.name]),
                 "figures": {
                     name: round(value, 6) for name, value in benchmark.figures(found[model, benchmark.name]).items()
                 },
@@ -224,7 +237,7 @@ def _table(
 
 def _print(table: dict[str, list[dict[str, Any]]], console: Console) -> None:
     drawn = Table("on", "model", **NARROW)
-    for heading in ("avg@k", "95% interval", "pass@k", "k", "problems", "cut off", "tokens"):
+    for heading in ("avg@k", "95% interval", "pass@k", "maj@k", "k", "problems", "cut off", "tokens"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     for row in table["rows"]:
         drawn.add_row(
@@ -232,7 +245,7 @@ def _print(table: dict[str, list[dict[str, Any]]], console: Console) -> None:
             row["checkpoint"],
             f"{row['mean']:.3f}",
             _interval(row),
-            f"{row['pass_at_k']:.3f}",
+            *(_share(row.get(figure)) for figure in ("pass_at_k", "maj_at_k")),
             str(row["k"]),
             str(row["problems"]),
             f"{row['truncated_share']:.1%}",
@@ -248,6 +261,10 @@ def _print(table: dict[str, list[dict[str, Any]]], console: Console) -> None:
         verdict = "significant at 5%" if row["significant"] else "within the noise"
         pair = f"{row['after']} against {row['before']}"
         _line(console, f"{row['family']}: {pair}: {row['mean']:+.3f} [{_interval(row)}], {verdict}")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _line(console: Console, text: str) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
@@ -58,32 +58,47 @@ def open_sampler(given: str, *, root: Path, machine: Machine, dtype: Precision |
     """
     if ENDPOINT.match(given):
         url, _, name = given.partition("#")
-        model = name or _served(url)
+        model, weights = _served(url, name)
         remote = RemoteSampler(url, model, most_in_flight=IN_FLIGHT)
-        yield Opened(remote, {"endpoint": url.rstrip("/"), "model": model}, 8 * IN_FLIGHT)
+        yield Opened(remote, {"endpoint": url.rstrip("/"), "model": model, "weights": weights}, 8 * IN_FLIGHT)
         return
     directory = find_model(given, root)
     if machine.threads:
         torch.set_num_threads(machine.threads)
     sampler = open_local(directory, device=machine.device, dtype=dtype or usual_precision(machine.device), fits=True)
     tokenizer = sampler.tokenizer
-    identity = {"weights": sampler.policy, "tokenizer": tokenizer.fingerprint, "template": tokenizer.chat_template}
+    identity = {
+        "weights": sampler.policy,
+        "config": asdict(sampler.model.config),
+        "tokenizer": tokenizer.fingerprint,
+        "special_tokens": tokenizer.special_tokens,
+        "ends": sorted(tokenizer.stop_tokens),
+        "template": tokenizer.chat_template,
+    }
     yield Opened(sampler, identity, LOCAL_ROWS)
 
 
-def _served(url: str) -> str:
-    """The one model that an endpoint serves. Raises UserError where it serves several, or does not answer."""
+def _served(url: str, asked: str) -> tuple[str, str]:
+    """The name of the model that an endpoint serves, and what tells its weights from others of that name, where the
+    endpoint says so (`upweight serve` does).
+
+    Raises UserError where no name is `asked` for and it serves several, or does not answer.
+    """
     key = os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         reply = httpx.get(f"{url.rstrip('/')}/models", headers=headers, timeout=30.0)
         reply.raise_for_status()
-        names = [str(model["id"]) for model in reply.json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        found = {str(model["id"]): str(model.get("fingerprint", "")) for model in reply.json()["data"]}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if asked:  # a service need not list its models
+            return asked, ""
         raise UserError(
             f"{url} does not say which models it serves ({type(error).__name__}: {error}): check that the server runs "
             f"and that the address ends in /v1, or name the model, {url}#NAME"
         ) from error
-    if len(names) != 1:
-        raise UserError(f"{url} serves {len(names)} models ({', '.join(names[:8])}): name one, {url}#NAME")
-    return names[0]
+    if asked:
+        return asked, found.get(asked, "")
+    if len(found) != 1:
+        raise UserError(f"{url} serves {len(found)} models ({', '.join([*found][:8])}): name one, {url}#NAME")
+    return next(iter(found.items()))

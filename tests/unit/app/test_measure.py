@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -11,11 +13,12 @@ from tiny_checkpoint import tiny_checkpoint
 
 from upweight.app.benchmarks import find_benchmarks
 from upweight.app.measure import Decoding, measure_models
-from upweight.core.errors import UserError
+from upweight.core.errors import RootInUse, UserError
 from upweight.core.records import Sample
 from upweight.core.work import Machine
 from upweight.evals.estimators import avg_at_k
 from upweight.evals.measure import by_problem
+from upweight.evals.rows import read_rows
 from upweight.evals.setting import Setting
 from upweight.store.jsonl import read_jsonl
 
@@ -56,10 +59,9 @@ def measured(folder: Path, models: list[str], on: list[str], seed: int = 0, **gi
         on,
         root=folder / "runs",
         out=folder / "evals",
-        decoding=Decoding(max_new_tokens=5, seed=seed),
         machine=Machine(),
         console=console,
-        **{"k": 2, **given},
+        **{"k": 2, "decoding": Decoding(max_new_tokens=5, seed=seed), **given},
     )
     return table, console.file.getvalue()
 
@@ -108,6 +110,76 @@ def test_a_problem_that_was_asked_before_is_not_asked_again(tmp_path: Path, monk
     assert sum(asked) == 20
 
 
+def test_a_changed_setting_of_the_model_is_another_model(tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "a")
+    on = [problems(tmp_path)]
+    first, _ = measured(tmp_path, [str(model)], on)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rope_theta": 100.0, "rms_norm_eps": 0.1}))
+    measured(tmp_path, [str(model)], on)
+    origins = [json.loads(file.read_text()) for file in (tmp_path / "evals" / "cache").glob("*/origin.json")]
+    assert len(origins) == 2  # the weights are the same
+    assert len({origin["model"]["weights"] for origin in origins}) == 1
+    (model / "config.json").write_text(json.dumps(config))
+    assert measured(tmp_path, [str(model)], on)[0] == first
+
+
+BY_ROWS = """
+from upweight.core.protocols import Verifier
+from upweight.core.records import Message, Problem, Verdict
+from upweight.evals.rows import DataSet, Questions
+
+
+class Fixed(Verifier):
+    def score(self, problem, group):
+        return [Verdict(SCORE, "so it is") for _ in group]
+
+
+def problem(row, index):
+    return Problem(str(index), (Message("user", row["question"]),), row["answer"])
+
+
+def benchmark(setting):
+    return Questions("by_rows", DataSet(), problem, Fixed(), 2, setting)
+"""
+
+
+def test_a_changed_judge_of_ones_own_judges_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = str(tiny_checkpoint(tmp_path / "a")), Path(problems(tmp_path))
+    monkeypatch.setattr("upweight.evals.rows.DataSet.rows", lambda self, name, data: read_rows(rows))
+    for score in (0.25, 0.75):
+        (tmp_path / "by_rows.py").write_text(BY_ROWS.replace("SCORE", str(score)))
+        monkeypatch.delitem(sys.modules, "by_rows", raising=False)
+        table, _ = measured(tmp_path, [model], [str(tmp_path / "by_rows.py")])
+        assert table["rows"][0]["mean"] == score
+    monkeypatch.delitem(sys.modules, "by_rows")
+
+
+def test_two_processes_do_not_tear_what_is_kept(tmp_path: Path) -> None:
+    model, on = str(tiny_checkpoint(tmp_path / "a")), [problems(tmp_path)]
+    measured(tmp_path, [model], on)
+    (lock,) = (tmp_path / "evals" / "cache").glob("*/own.lock")
+    holding = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RootInUse, match="another process measures the same model on own"):
+            measured(tmp_path, [model], on)
+        other.communicate(b"\n")
+    measured(tmp_path, [model], on)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"temperature": 1e-9}, {"top_p": 0.0}])
+def test_settings_that_are_none_are_told_in_words(tmp_path: Path, settings: dict[str, float]) -> None:
+    model = str(tiny_checkpoint(tmp_path / "a"))
+    with pytest.raises(UserError, match=next(iter(settings))):
+        measured(tmp_path, [model], [problems(tmp_path)], decoding=Decoding(max_new_tokens=5, **settings))
+
+
 def test_a_benchmark_of_ones_own_is_one_class(tmp_path: Path) -> None:
     (tmp_path / "my_benchmark.py").write_text(OWN)
     model = str(tiny_checkpoint(tmp_path / "a"))
@@ -120,8 +192,10 @@ def test_a_benchmark_of_ones_own_is_one_class(tmp_path: Path) -> None:
 def test_an_endpoint_is_measured_as_a_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from upweight.core.records import Completion
 
+    served = {"id": "served"}
+
     def get(url, **options):
-        return httpx.Response(200, json={"data": [{"id": "served"}]}, request=httpx.Request("GET", url))
+        return httpx.Response(200, json={"data": [served]}, request=httpx.Request("GET", url))
 
     monkeypatch.setattr("upweight.app.sampler.httpx.get", get)
     monkeypatch.setattr(
@@ -133,6 +207,10 @@ def test_an_endpoint_is_measured_as_a_checkpoint_is(tmp_path: Path, monkeypatch:
     table, printed = measured(tmp_path, ["http://127.0.0.1:1/v1"], [problems(tmp_path)])
     assert table["rows"][0]["mean"] == 0.5  # 0 + 3 is right, 1 + 3 is not
     assert printed.rstrip().endswith("-")  # an endpoint tells no tokens
+    served["fingerprint"] = "trained anew"  # as `upweight serve` tells it, and under the same name
+    measured(tmp_path, ["http://127.0.0.1:1/v1#served"], [problems(tmp_path)])
+    origins = [json.loads(file.read_text()) for file in (tmp_path / "evals" / "cache").glob("*/origin.json")]
+    assert {origin["model"]["weights"] for origin in origins} == {"", "trained anew"}
 
 
 def test_what_is_missing_is_said_before_anything_is_sampled(tmp_path: Path) -> None:
@@ -150,7 +228,7 @@ def test_what_is_missing_is_said_before_anything_is_sampled(tmp_path: Path) -> N
 def test_names_are_found(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "1?", "answer": "#### 1"}\n')
     found = find_benchmarks([f"gsm8k={tmp_path}/rows.jsonl,{problems(tmp_path)}"], Setting())
-    assert [benchmark.name for benchmark in found] == ["gsm8k", "own"]
+    assert [benchmark.name for benchmark, _ in found] == ["gsm8k", "own"]
     with pytest.raises(UserError, match="no file 'gsm8': did you mean gsm8k"):
         find_benchmarks(["gsm8"], Setting())
     with pytest.raises(UserError, match="is named twice"):
