@@ -128,7 +128,10 @@ def follow_report(recipe: Recipe, root: Path, out: Path, again_seconds: int, con
             console.print(line, highlight=False, soft_wrap=True)
             told = line
         done = complete == len(recipe.steps())
-        write_report(recipe, root, out, again_seconds=0 if done else again_seconds)
+        try:
+            write_report(recipe, root, out, again_seconds=0 if done else again_seconds)
+        except FileNotFoundError:  # a step became complete, and its directory got its name, while it was read
+            done = False
         if done:
             return
         time.sleep(again_seconds)

@@ -131,7 +131,8 @@ def intervals(family: str, rows: Sequence[Mapping[str, Any]]) -> figure:
     )
     made = _empty(f"avg@{rows[0]['k']} on {family}", "", x_range=names)
     highest = max(max(source.data["high"]), 0.01)
-    made.y_range = Range1d(min(0.0, min(source.data["low"])), min(1.0, highest) * 1.08)
+    most = max(1.0, *source.data["mean"])  # scores end at 1; bits per byte do not
+    made.y_range = Range1d(min(0.0, min(source.data["low"])), min(most, highest) * 1.08)
     made.vbar(x="checkpoint", top="mean", width=0.6, color=PALE, source=source)
     made.add_layout(
         Whisker(base="checkpoint", lower="low", upper="high", source=source, line_color=INK, level="overlay")

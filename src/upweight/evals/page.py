@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pyarrow
 import pyarrow.parquet
 from bokeh.embed import components
 from bokeh.model import Model
@@ -27,6 +29,7 @@ FILES_A_STEP = 8
 LONGEST_TEXT = 1200
 LONGEST_LIST = 12
 SHORT = 80
+WHOLE_BYTES = 1 << 26
 NO_EXAMPLES = ("metrics.jsonl", "heldout.jsonl")
 UNREADABLE = ("tokens", "logprobs", "tool_calls", "tool_call_id", "trained", "policy")
 
@@ -112,10 +115,15 @@ def _view(name: str, path: Path, figures: dict[str, Model]) -> StepView:
 
 
 def _rank(steps: Sequence[StepView]) -> None:
-    """A step stands one rank below the lowest of its inputs."""
-    ranks: dict[str, int] = {}
+    """A step stands one rank below the lowest of its inputs, in whatever order the steps are given."""
+    by_name = {step.name: step for step in steps}
+
+    @cache
+    def rank(name: str) -> int:
+        return 1 + max((rank(source) for source in by_name[name].inputs.values() if source in by_name), default=-1)
+
     for step in steps:
-        ranks[step.name] = step.rank = 1 + max((ranks.get(source, -1) for source in step.inputs.values()), default=-1)
+        step.rank = rank(step.name)
 
 
 def _is_evaluation(summary: Mapping[str, Any]) -> bool:
@@ -148,15 +156,39 @@ def _examples(path: Path) -> list[tuple[str, list[Any]]]:
     found: list[tuple[str, list[Any]]] = []
     for file in sorted([*path.glob("*.jsonl"), *path.glob("*/*.jsonl")]):
         if file.name not in NO_EXAMPLES and not file.name.startswith("."):
-            lines = [line for line in file.read_bytes().splitlines() if line.strip()]
-            records = [json.loads(lines[index]) for index in _spread(len(lines))]
-            found.append((str(file.relative_to(path)), [readable(record) for record in records]))
+            found.append((str(file.relative_to(path)), [readable(record) for record in _records(file)]))
     for file in sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")]):
-        table = pyarrow.parquet.ParquetFile(file)
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+        except pyarrow.ArrowInvalid:  # it is being written
+            continue
         if "text" in table.schema_arrow.names or "excerpt" in table.schema_arrow.names:
             rows = table.read_row_group(0).slice(0, 1000).to_pylist() if table.num_row_groups else []
             found.append((str(file.relative_to(path)), [readable(rows[index]) for index in _spread(len(rows))]))
     return [item for item in found if item[1]][:FILES_A_STEP]
+
+
+def _records(file: Path) -> list[Any]:
+    """A few records, evenly over the file; of a large one evenly over its bytes, so that it is not read whole."""
+    size = file.stat().st_size
+    if size <= WHOLE_BYTES:
+        lines = [line for line in file.read_bytes().splitlines() if line.strip()]
+        chosen = [lines[index] for index in _spread(len(lines))]
+    else:
+        chosen = []
+        with file.open("rb") as opened:
+            for start in _spread(size):
+                opened.seek(start)
+                if start:
+                    opened.readline()  # the rest of a line that began before
+                chosen.append(opened.readline())
+    records = []
+    for line in chosen:
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # the line that is being written
+            continue
+    return records
 
 
 def _spread(count: int) -> list[int]:

@@ -13,8 +13,8 @@ import pytest
 from upweight.core.errors import UserError
 from upweight.core.identity import fingerprint
 from upweight.core.work import Work
-from upweight.evals.curves import curves, read_metrics
-from upweight.evals.page import readable, shape
+from upweight.evals.curves import curves, intervals, read_metrics
+from upweight.evals.page import _records, readable, shape
 from upweight.stages import report
 from upweight.store.artifact import LocalStore
 
@@ -124,6 +124,50 @@ def test_while_a_run_goes_on(tmp_path: Path, inputs: dict[str, Path]) -> None:
     assert f"{link}<small>from {source}</small>" in page
     unknown = (tmp_path / "unknown.html").read_text()
     assert f"{link}</a>" in unknown
+
+
+def test_files_that_are_being_written_are_passed_over(tmp_path: Path) -> None:
+    begun = tmp_path / "recipe" / ".building-sft"
+    (begun / "rollouts").mkdir(parents=True)
+    (begun / "rollouts" / "step-1.jsonl").write_text('{"text": "whole"}\n{"text": "cut sh')
+    (begun / "high.parquet").write_bytes(b"PAR1 and no end yet")
+    report.write_page({"sft": begun}, tmp_path / "page.html", title="live")
+    page = (tmp_path / "page.html").read_text()
+    assert "whole" in page
+    assert "cut sh" not in page
+
+
+def test_a_large_file_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upweight.evals.page.WHOLE_BYTES", 100)
+    lines = [json.dumps({"n": number}) for number in range(1000)]
+    (tmp_path / "many.jsonl").write_text("\n".join(lines) + "\n")
+    found = [record["n"] for record in _records(tmp_path / "many.jsonl")]
+    assert found[0] == 0
+    assert 330 < found[1] < 345  # a third and two thirds of the bytes
+    assert 660 < found[2] < 675
+
+
+def test_of_a_loss_the_lowest_is_the_best(tmp_path: Path) -> None:
+    row = {"family": "bits", "k": 1, "problems": 9, "pass_at_k": None, "truncated_share": 0.0, "mean_tokens": 2.0}
+    rows = [
+        {"checkpoint": name, "mean": mean, "low": mean - 0.1, "high": mean + 0.1, "lower_is_better": True, **row}
+        for name, mean in (("base", 1.9), ("sft", 1.4))
+    ]
+    apart = {"before": "base", "after": "sft", "family": "bits", "mean": -0.5, "low": -0.6, "high": -0.4}
+    table = {"temperature": 1, "rows": rows, "differences": [{**apart, "significant": True}]}
+    report.write_page({"e": artifact(tmp_path, "e", {}, table)}, tmp_path / "page.html", title="t")
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>1.400</b>best: sft" in page
+    assert '<td class="good">-0.500</td>' in page
+    assert intervals("bits", rows).y_range.end > 1.9  # the bars are not cut off
+
+
+def test_the_lineage_does_not_depend_on_the_order_of_the_inputs(tmp_path: Path) -> None:
+    chain = [("tags", {}), ("sft", {"tags": "x"}), ("dpd", {"sft": "x", "outside": "x"}), ("alone", {})]
+    found = {name: artifact(tmp_path, name, inputs, {}) for name, inputs in chain}
+    report.write_page({name: found[name] for name, _ in reversed(chain)}, tmp_path / "page.html", title="t")
+    ranks = re.findall(r'<div class="rank">(.*?)</div>', (tmp_path / "page.html").read_text())
+    assert [re.findall("#step-([a-z]+)", rank) for rank in ranks] == [["alone", "tags"], ["sft"], ["dpd"]]
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
