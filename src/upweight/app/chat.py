@@ -24,6 +24,7 @@ from upweight.text.tokenizer import Tokenizer
 
 THINK, END_THINK = "<think>", "</think>"
 LEAVE, ANEW = ("/quit", "/exit"), "/new"
+PROMPT_END_TOKENS = 16
 CUT_OFF = Text(" [cut off: the limit of new tokens is reached]", style="yellow")
 
 
@@ -128,14 +129,21 @@ def _pieces(talker: Talker, limits: Limits) -> Iterator[Piece]:
     yield from talker.engine.stream(prompt, replace(limits, max_new_tokens=room))
 
 
+def _shown(talker: Talker, thinking: bool) -> "Shown":
+    """For an answer of this model, whose template may have begun the thinking in the prompt."""
+    tokenizer = talker.engine.tokenizer
+    end = tokenizer.decode(render(tokenizer, talker.messages)[-PROMPT_END_TOKENS:])
+    return Shown(thinking, inside=end.rstrip().endswith(THINK))
+
+
 def _answer(talker: Talker, limits: Limits, console: Console, thinking: bool) -> str:
     """Print the answer as it comes and return it whole."""
-    shown = Shown(thinking)
+    shown = _shown(talker, thinking)
     whole, stop = "", None
     for piece in _pieces(talker, limits):
         whole += piece.text
         stop = piece.stop
-        for text, dimmed in shown.parts(piece.text):
+        for text, dimmed in shown.parts(piece.text, last=stop is not None):
             console.print(Text(text, style="dim" if dimmed else ""), end="", soft_wrap=True)
     console.print(CUT_OFF if stop == "length" else "")
     return whole
@@ -152,7 +160,7 @@ def _side_by_side(talkers: Sequence[Talker], limits: Limits, console: Console, t
         finally:
             arrived.put((place, None))
 
-    shown = [Shown(thinking) for _ in talkers]
+    shown = [_shown(talker, thinking) for talker in talkers]
     columns = [Text() for _ in talkers]
     answers = [""] * len(talkers)
     threads = [threading.Thread(target=follow, args=(place,), daemon=True) for place in range(len(talkers))]
@@ -167,7 +175,7 @@ def _side_by_side(talkers: Sequence[Talker], limits: Limits, console: Console, t
                 left -= 1
                 continue
             answers[place] += piece.text
-            for text, dimmed in shown[place].parts(piece.text):
+            for text, dimmed in shown[place].parts(piece.text, last=piece.stop is not None):
                 columns[place].append(text, style="dim" if dimmed else "")
             if piece.stop == "length":
                 columns[place].append_text(CUT_OFF)
@@ -187,17 +195,26 @@ def _columns(talkers: Sequence[Talker], texts: Sequence[Text]) -> RenderableType
 
 
 class Shown:
-    """Splits a stream of text into thinking and answer; the marks themselves are not shown."""
+    """Splits a stream of text into thinking and answer; the marks themselves are not shown.
 
-    def __init__(self, thinking: bool) -> None:
+    Args:
+        inside: the stream begins within the thinking.
+    """
+
+    def __init__(self, thinking: bool, *, inside: bool = False) -> None:
         self.thinking = thinking
-        self._inside = False
+        self._inside = inside
+        self._held = ""  # what may become a mark: models whose tokenizer has none write it in several pieces
 
-    def parts(self, text: str) -> Iterator[tuple[str, bool]]:
-        """The visible parts of the next piece and whether each is to be dimmed. Each mark is one token, so whole."""
+    def parts(self, text: str, *, last: bool = False) -> Iterator[tuple[str, bool]]:
+        """The visible parts of the next piece, the `last` one or not, and whether each is to be dimmed."""
+        text, self._held = self._held + text, ""
         while text:
             mark = END_THINK if self._inside else THINK
             before, found, text = text.partition(mark)
+            if not found and not last:
+                begun = next((size for size in range(len(mark) - 1, 0, -1) if before.endswith(mark[:size])), 0)
+                before, self._held = before[: len(before) - begun], before[len(before) - begun :]
             if before and (self.thinking or not self._inside):
                 yield before, self._inside
             if found:

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from tiny_checkpoint import tiny_checkpoint
 
-from upweight.app.chat import Shown, chat, fitted
+from upweight.app.chat import Shown, Talker, _shown, chat, fitted
+from upweight.app.engine import open_engine
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
@@ -27,6 +28,31 @@ def test_thinking_is_told_from_the_answer() -> None:
     hidden = Shown(thinking=False)
     assert [part for piece in pieces for part in hidden.parts(piece)] == [("\nFive", False)]
     assert list(Shown(thinking=True).parts("a<think>b</think>c")) == [("a", False), ("b", True), ("c", False)]
+
+
+def test_marks_may_come_in_pieces_and_begin_in_the_prompt() -> None:
+    shown = Shown(thinking=True)
+    pieces = ["a <", "b <th", "ink>", "Two</", "thi", "nk>Five", " <thi"]
+    assert [part for piece in pieces[:-1] for part in shown.parts(piece)] == [
+        ("a ", False),
+        ("<b ", False),
+        ("Two", True),
+        ("Five", False),
+    ]
+    assert list(shown.parts(pieces[-1], last=True)) == [(" <thi", False)]
+    begun = Shown(thinking=False, inside=True)
+    assert [part for piece in ("Two", "</think>", "Five") for part in begun.parts(piece)] == [("Five", False)]
+
+
+def test_a_template_may_begin_the_thinking(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path)
+    template = (directory / "chat_template.jinja").read_text()
+    for text, inside in ((template, False), (template.replace("assistant\\n", "assistant\\n<think>\\n"), True)):
+        (directory / "chat_template.jinja").write_text(text)
+        engine = open_engine(str(directory), root=tmp_path)
+        talker = Talker("tiny", engine, [Message("user", "Ann?")])
+        assert list(_shown(talker, thinking=True).parts("Two")) == [("Two", inside)]
+        engine.close()
 
 
 def answered(folder: Path, monkeypatch: pytest.MonkeyPatch, piped: str, **given) -> str:
