@@ -380,7 +380,7 @@ def compare(
     hardware: OmitArgPrefixes[Hardware],
     samples: int = 500_000,
     epochs: int = 2,
-    context: int = 4096,
+    row_tokens: int = 4096,
     batch_tokens: int = 131_072,
     microbatch_tokens: int = 8192,
     learning_rate: float = 2e-5,
@@ -404,7 +404,7 @@ def compare(
         on: What to measure on afterwards, as for `upweight eval`.
         samples: Conversations of each set, evenly from all of it; 0 takes all.
         epochs: Passes over them.
-        context: Tokens of a row; longer conversations are left out and counted.
+        row_tokens: Tokens of a row; longer conversations are left out and counted.
         batch_tokens: Tokens of one optimizer step.
         microbatch_tokens: Tokens of one forward pass.
         learning_rate: Highest of the schedule, with AdamW.
@@ -420,7 +420,7 @@ def compare(
     from upweight.app.compare import Tuning, compare_bases
     from upweight.app.measure import Decoding
 
-    tuning = Tuning(samples, epochs, context, batch_tokens, microbatch_tokens, learning_rate, dtype)
+    tuning = Tuning(samples, epochs, row_tokens, batch_tokens, microbatch_tokens, learning_rate, dtype)
     compare_bases(
         bases,
         data,
@@ -472,7 +472,10 @@ def chat(
     from upweight.app.chat import chat as talk
     from upweight.core.protocols import Limits
 
-    limits = Limits(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    try:
+        limits = Limits(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     talk(
         [model, against] if against else [model],
         root=root,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -63,6 +64,22 @@ def told(result: Result, code: int) -> str:
     assert result.stderr.startswith("upweight: ")
     assert result.stderr.count("\n") == 1
     return result.stderr
+
+
+VERBS = ["run", "plan", "show", "report", "eval", "ablate", "distill", "compare", "chat", "serve", "new", "annotate"]
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "tagger train", "tagger score"])
+def test_every_verb_explains_itself(upweight, verb: str) -> None:
+    result = upweight(*verb.split(), "--help")
+    assert result.returncode == 0
+    assert f"usage: upweight {verb}" in result.stdout
+
+
+def test_no_verb_is_left_out(upweight) -> None:
+    listed = re.search(r"\{([a-z,]+)\}", upweight("--help").stdout)
+    assert listed is not None
+    assert set(listed[1].split(",")) == {*VERBS, "tagger"}
 
 
 def test_help_names_every_verb(upweight) -> None:
