@@ -61,9 +61,9 @@ def short(whole: Recipe) -> Step:
     return reinforced(whole, "rl_short")
 
 
-def halved(phases: Sequence[Phase]) -> tuple[Phase, ...]:
-    """The same phases at half of their lengths."""
-    return tuple(replace(phase, tokens=max(1, phase.tokens // 2)) for phase in phases)
+def shortened(phases: Sequence[Phase], parts: int) -> tuple[Phase, ...]:
+    """The same phases, each one part in `parts` as long."""
+    return tuple(replace(phase, tokens=max(1, phase.tokens // parts)) for phase in phases)
 
 
 def constant_mixtures(base: Step, name: str, called: str) -> dict[str, Step]:
@@ -92,7 +92,7 @@ def retiered(whole: Recipe, name: str, tiers: Mapping[str, tuple[Tier, ...]]) ->
     kept = tuple(other for tier in mixture.config.tiers for other in tiers.get(tier.name, (tier,)))
     mixed = Step(f"mixture_{name}", mixture.stage, replace(mixture.config, tiers=kept), mixture.inputs)
     sharded = Step(f"shards_{name}", shards.stage, shards.config, {"documents": mixed})
-    config = replace(base.config, phases=halved(base.config.phases))
+    config = replace(base.config, phases=shortened(base.config.phases, 2))
     return Step(f"base_{name}", base.stage, config, {"shards": sharded})
 
 
