@@ -4,7 +4,9 @@
 
 A document is contaminated from a stated share on, if one stretch of at least 13 words matches as well, or all words of
 a shorter problem: problems from one template share most of their runs and differ in a number. A problem of fewer than n
-words is one run by itself. Words are letters and digits in lower case; marks and line ends do not count.
+words is one run by itself; one of fewer than FEWEST_WORDS ("Solve:") is not looked for, as it stands in texts that have
+nothing to do with it. Words are letters and digits in lower case; marks and line ends do not count. In scripts without
+blanks each character is a word.
 
 The words of the problems are numbered, so that a document costs one dictionary lookup a word; a run is only looked up
 where all its words are known.
@@ -24,7 +26,10 @@ from upweight.core.records import Document, Problem
 RUN_WORDS = 8
 LEAST_SHARE = 0.7
 LEAST_STRETCH_WORDS = 13
-_WORD = re.compile(r"\w+")
+FEWEST_WORDS = 4
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+"""A character of Chinese or Japanese, and a word of any other script."""
 _BLANKS = re.compile(rb"  +")
 _ASCII_WORDS = bytes(
     ord(chr(code).lower()) if code < 128 and (chr(code).isalnum() or code == ord("_")) else ord(" ")
@@ -53,6 +58,7 @@ class Problems:
 
     Attributes:
         ids: of the problems, in their order.
+        too_short: how many of them are not looked for.
     """
 
     def __init__(self, problems: Sequence[Problem], *, words: int = RUN_WORDS, share: float = LEAST_SHARE) -> None:
@@ -70,12 +76,13 @@ class Problems:
         for index, problem in enumerate(problems):
             text = "\n".join(message.content for message in problem.messages)
             numbers = [self._numbers.setdefault(word, len(self._numbers)) for word in words_of(text)]
-            length = min(words, len(numbers))
+            length = min(words, len(numbers)) if len(numbers) >= FEWEST_WORDS else 0
             runs = set(_runs(np.asarray(numbers, np.int64), length).tolist()) if length else set()
             self._runs_of.append(len(runs))
             self._words_of.append(len(numbers))
             for run in runs:
                 by_length.setdefault(length, defaultdict(list))[run].append(index)
+        self.too_short = sum(count < FEWEST_WORDS for count in self._words_of)
         self._by_length = [(length, table, np.array(sorted(table), np.uint64)) for length, table in by_length.items()]
 
     def find(self, documents: Sequence[Document], split: Sequence[Sequence[str]] | None = None) -> list[Contamination]:

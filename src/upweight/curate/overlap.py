@@ -130,7 +130,7 @@ def _candidates(signed: UInt32[np.ndarray, "document value"], method: MinHash) -
             or [np.zeros(0, bool)]
         )
     )
-    found = []
+    found = np.zeros(0, np.int64)
     for band in range(method.bands):
         keys = _keys(np.asarray(signed[:, band * method.rows : (band + 1) * method.rows])[worded])
         order = np.argsort(keys, kind="stable")
@@ -138,12 +138,9 @@ def _candidates(signed: UInt32[np.ndarray, "document value"], method: MinHash) -
         starts = np.flatnonzero(np.concatenate(([True], ~same)))
         first_of_bucket = order[np.repeat(starts, np.diff(starts, append=len(order)))]
         later = np.flatnonzero(same) + 1
-        found += [np.stack([order[later - 1], order[later]], 1), np.stack([first_of_bucket[later], order[later]], 1)]
-    pairs = worded[np.concatenate(found)]
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    new = np.ones(len(order), bool)
-    new[1:] = (pairs[order[1:]] != pairs[order[:-1]]).any(1)
-    return pairs[order[new]]
+        pairs = [worded[one] * len(signed) + worded[order[later]] for one in (order[later - 1], first_of_bucket[later])]
+        found = np.unique(np.concatenate([found, *pairs]))  # of each band at once: most pairs share many
+    return np.stack(np.divmod(found, max(1, len(signed))), 1)
 
 
 def _keys(values: UInt32[np.ndarray, "document row"]) -> UInt64[np.ndarray, " document"]:

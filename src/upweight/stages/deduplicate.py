@@ -1,8 +1,8 @@
 """deduplicate: of equal and nearly equal documents the first stays, and what holds a problem of the evaluation goes.
 
 Reads the documents twice, file by file and side by side: once for a key and a signature each, once to write what stays.
-In between all are compared, with some 60 bytes a document in memory. Input `problems`, where given, is an artifact with
-reserved_*.jsonl. Writes documents/*.parquet and dropped.parquet (id, source, reason, detail, excerpt).
+In between all are compared, with some 120 bytes a document in memory. Input `problems`, where given, is an artifact
+with reserved_*.jsonl. Writes documents/*.parquet and dropped.parquet (id, source, reason, detail, excerpt).
 """
 
 import json
@@ -72,7 +72,7 @@ def run(config: Config, work: Work) -> Summary:
     """Drop duplicates and contaminated documents of input `documents`."""
     files = document_files(work.inputs["documents"])
     problems = _problem_files(config, work)
-    compared = len(_guard(problems, config.run_words, config.contaminated_share).ids) if problems else 0
+    guard = _guard(problems, config.run_words, config.contaminated_share) if problems else Problems([])
     documents = work.out / "documents"
     keep_parts(documents, len(files))
     rows = float(sum(parquet.read_metadata(file).num_rows for file in files))
@@ -101,7 +101,7 @@ def run(config: Config, work: Work) -> Summary:
             f"no document is left of {rows:,.0f} in {work.inputs['documents']}: all hold problems of the evaluation"
         )
     forget(work.out)
-    return _summary(int(rows), compared, kept, kept_bytes, dropped, examples)
+    return _summary(int(rows), guard, kept, kept_bytes, dropped, examples)
 
 
 def _problem_files(config: Config, work: Work) -> tuple[str, ...]:
@@ -156,51 +156,51 @@ def _look(item: tuple[Path, Config, tuple[str, ...]], place: int, out: Path, tic
 def _decide(config: Config, work: Work, counts: list[int]) -> None:
     """What happens to each row that does not stay, into a file for each part.
 
-    In memory are 16 bytes a document for its key and some 40 for the clusters; ids and signatures stay on the disk.
+    In memory are numbers alone, some 120 bytes a document at most; ids, signatures and reasons stay on the disk.
     """
     out, starts = work.out, np.cumsum([0, *counts])
     firsts: list[int] = starts.tolist()
-    total = firsts[-1]
-    stays = np.ones(total, bool)
-    fates: list[dict[int, _Fate]] = []
-    for place, start in enumerate(starts[:-1].tolist()):
-        guilty = json.loads(_kept(out, place, "contaminated.json").read_text())
-        fates.append({int(row): _Fate(CONTAMINATED, detail) for row, detail in guilty.items()})
-        stays[[start + row for row in fates[-1]]] = False
+    stays = np.ones(firsts[-1], bool)
+    for place, start in enumerate(firsts[:-1]):
+        stays[[start + row for row in _contaminated(out, place)]] = False
     keys = np.concatenate([np.load(_kept(out, place, "keys.npy")) for place in range(len(counts))])
-    first = _first_equal(keys, stays)
-
-    def place_of(row: int) -> tuple[int, int]:
-        place = bisect_right(firsts, row) - 1
-        return place, row - firsts[place]
+    original = _first_equal(keys, stays)
+    del keys
+    fresh = np.flatnonzero(stays & (original == np.arange(len(original))))
+    near, similar = np.zeros(0, np.int64), np.zeros(0)
+    if len(fresh):
+        table = _signatures(config, out, counts, fresh)
+        label = clusters(table, config.near)
+        later = np.flatnonzero(label != np.arange(len(label)))
+        near, similar = fresh[later], estimated_similarity(table, label[later], later)
+        original[near] = fresh[label[later]]
 
     @lru_cache(maxsize=1_000)
     def ids_of(place: int) -> Any:
         return np.load(_kept(out, place, "ids.npy"), mmap_mode="r")
 
     def name_of(row: int) -> str:
-        place, inside = place_of(row)
-        return str(ids_of(place)[inside].decode())
+        place = bisect_right(firsts, row) - 1
+        return str(ids_of(place)[row - firsts[place]].decode())
 
-    def settle(row: int, fate: _Fate) -> None:
-        place, inside = place_of(row)
-        fates[place][inside] = fate
+    for place, start in enumerate(firsts[:-1]):
+        fates = {row: _Fate(CONTAMINATED, detail) for row, detail in _contaminated(out, place).items()}
+        mine = original[start : firsts[place + 1]]
+        begin, end = np.searchsorted(near, (start, firsts[place + 1]))
+        similarities = dict(zip(near[begin:end].tolist(), similar[begin:end].tolist(), strict=True))
+        for row in (start + np.flatnonzero(mine != start + np.arange(len(mine)))).tolist():
+            name = name_of(int(original[row]))
+            fates[row - start] = (
+                _Fate(NEAR, f"of {name}, estimated similarity {similarities[row]:.2f}")
+                if row in similarities
+                else _Fate(EXACT, f"of {name}")
+            )
+        write_whole(_kept(out, place, "fates.json"), json.dumps(fates))
 
-    rows = np.arange(total)
-    for row in np.flatnonzero(stays & (first != rows)).tolist():
-        settle(row, _Fate(EXACT, f"of {name_of(int(first[row]))}"))
-    fresh = np.flatnonzero(stays & (first == rows))
-    if len(fresh):
-        table = _signatures(config, out, counts, fresh)
-        label = clusters(table, config.near)
-        later = np.flatnonzero(label != np.arange(len(label)))
-        similar = estimated_similarity(table, label[later], later)
-        for row, earliest, similarity in zip(
-            fresh[later].tolist(), fresh[label[later]].tolist(), similar.tolist(), strict=True
-        ):
-            settle(row, _Fate(NEAR, f"of {name_of(earliest)}, estimated similarity {similarity:.2f}"))
-    for place, part in enumerate(fates):
-        write_whole(_kept(out, place, "fates.json"), json.dumps(part))
+
+def _contaminated(out: Path, place: int) -> dict[int, str]:
+    """The rows of a part that hold a problem, and what they hold."""
+    return {int(row): detail for row, detail in json.loads(_kept(out, place, "contaminated.json").read_text()).items()}
 
 
 def _first_equal(
@@ -261,7 +261,7 @@ def _write(file: Path, place: int, out: Path, tick: Tick) -> dict[str, Any]:
 
 def _summary(
     rows: int,
-    problems: int,
+    guard: Problems,
     kept: Counter[str],
     kept_bytes: Counter[str],
     dropped: Mapping[str, Counter[str]],
@@ -273,7 +273,8 @@ def _summary(
         "kept": kept.total(),
         "kept_bytes": kept_bytes.total(),
         "dropped": {reason: counts.total() for reason, counts in sorted(dropped.items())},
-        "problems_compared": problems,
+        "problems_compared": len(guard.ids) - guard.too_short,
+        "problems_too_short": guard.too_short,
         "by_source": {
             source: {
                 "kept": kept[source],
@@ -287,8 +288,8 @@ def _summary(
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
-    """About 5 MB a second and core; some 60 bytes for each document of about 700 are held."""
+    """About 5 MB a second and core; some 120 bytes for each document of about 700 are held."""
     size = inputs["documents"].disk_bytes * 2
     return Estimate(
-        tokens=size / 3, disk_bytes=size / 2 * 0.9, memory_bytes=3e8 + size / 700 * 60, seconds=2 + size / 5e6
+        tokens=size / 3, disk_bytes=size / 2 * 0.9, memory_bytes=3e8 + size / 700 * 120, seconds=2 + size / 5e6
     )

@@ -44,6 +44,23 @@ def test_a_short_problem_counts_as_a_whole() -> None:
     assert [found.document_id for found in guard.find([hit, near_miss])] == [hit.id]
 
 
+def test_a_problem_too_short_to_tell_anything_drops_no_document() -> None:
+    guard = Problems([_problem("Solve for x:"), _problem("Find four words here")])
+    assert guard.too_short == 1
+    documents = [Document.of("To solve for x, divide.", "web"), Document.of("Find four words here.", "web")]
+    assert [found.document_id for found in guard.find(documents)] == [documents[1].id]
+
+
+def test_scripts_without_blanks_are_compared_by_their_characters() -> None:
+    problem = "小明有三个苹果，妈妈又给了他五个，他吃掉了两个，请问小明现在还剩下多少个苹果？"
+    guard = Problems([_problem(problem)])
+    planted = Document.of(f"例题一{problem}答案是六个", "web")  # nothing stands between it and the text around it
+    other = Document.of("小红有七个橘子，爸爸又买了四个，她送给同学三个，现在她的篮子里有八个橘子。", "web")
+    hits = guard.find([other, planted])
+    assert [(hit.document_id, hit.share) for hit in hits] == [(planted.id, 1.0)]
+    assert hits[0].match == problem.rstrip("？")
+
+
 def test_a_share_of_a_long_problem_is_enough_and_less_is_not() -> None:
     words = [f"w{number}" for number in range(27)]  # 20 runs of 8
     guard = Problems([_problem(" ".join(words))])
