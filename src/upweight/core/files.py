@@ -52,15 +52,15 @@ def matching(pattern: str) -> list[str]:
     if is_remote(pattern):
         system, inside = _remote(pattern)
         try:
-            names = system.glob(inside) if has_magic(inside) else [inside]
+            literal = not has_magic(inside) or system.isfile(inside)
+            names = [inside] if literal else system.glob(inside)
             found = sorted(system.unstrip_protocol(name) for name in names if system.isfile(name))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{pattern} cannot be listed ({error}): mend the path of the source, or its access"
             ) from error
     else:
-        literal = Path(pattern)
-        names = [pattern] if literal.is_file() else glob(pattern, recursive=True)
+        names = [pattern] if Path(pattern).is_file() else glob(pattern, recursive=True)
         found = sorted(name for name in names if Path(name).is_file())
     if not found:
         raise UserError(f"no file matches {pattern!r} (looked from {Path.cwd()}): mend the path of the source")

@@ -1,5 +1,6 @@
 """The documents of an artifact, `documents/*.parquet` with columns id, text and source, a batch at a time."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from upweight.core.errors import UserError
 from upweight.core.records import Document
 
 DOCUMENTS_AT_ONCE = 1_000
+BYTES_AT_ONCE = 64_000_000
 DOCUMENTS_OF_FILE = 50_000
 
 _DOCUMENTS = arrow.schema([(name, arrow.string()) for name in ("id", "text", "source")])
@@ -23,11 +25,14 @@ _DROPPED = arrow.schema([(name, arrow.string()) for name in ("id", "source", "re
 
 @dataclass(frozen=True)
 class Listing:
-    """What is known of every document without its text, in the order in which the texts are read."""
+    """What is known of every document without its text, in the order in which the texts are read.
+
+    Some 100 bytes a document: the names of the sources are there once, and many times told of.
+    """
 
     ids: list[str]
     sources: list[str]
-    byte_counts: list[int]
+    byte_counts: "array[int]"
 
 
 def document_files(artifact: Path) -> list[Path]:
@@ -40,11 +45,11 @@ def document_files(artifact: Path) -> list[Path]:
 
 def listing(files: Sequence[Path]) -> Listing:
     """Ids, sources and UTF-8 lengths of all documents; the texts are read and forgotten batch by batch."""
-    listed = Listing([], [], [])
+    listed, names = Listing([], [], array("q")), dict[str, str]()
     for file in files:
         for batch in parquet.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE, columns=["id", "text", "source"]):
             listed.ids.extend(batch.column("id").to_pylist())
-            listed.sources.extend(batch.column("source").to_pylist())
+            listed.sources.extend(names.setdefault(name, name) for name in batch.column("source").to_pylist())
             listed.byte_counts.extend(compute.binary_length(batch.column("text")).to_pylist())
     if not listed.ids:
         raise UserError(f"{files[0].parent} holds no document: see what the steps before it dropped, and why")
@@ -61,8 +66,16 @@ def batches(files: Sequence[Path], size: int = DOCUMENTS_AT_ONCE) -> Iterator[li
 
 def column_batches(files: Sequence[Path], size: int = DOCUMENTS_AT_ONCE) -> Iterator[arrow.RecordBatch]:
     """The same as columns id, text and source."""
-    for file in files:
-        yield from parquet.ParquetFile(file).iter_batches(size, columns=_DOCUMENTS.names)
+    for path in files:
+        file = parquet.ParquetFile(path)
+        yield from file.iter_batches(min(size, rows_at_once(file)), columns=_DOCUMENTS.names)
+
+
+def rows_at_once(file: parquet.ParquetFile) -> int:
+    """How many rows of a file to hold: DOCUMENTS_AT_ONCE, fewer where they are long."""
+    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+    longest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=1.0)
+    return max(1, min(DOCUMENTS_AT_ONCE, int(BYTES_AT_ONCE / max(1.0, longest))))
 
 
 def documents_of(batch: arrow.RecordBatch) -> list[Document]:
@@ -107,6 +120,7 @@ class RowWriter:
         self._schema = schema
         self._building = path.with_name(f".{path.name}.building")
         self._rows: list[tuple[object, ...]] = []
+        self._characters = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = parquet.ParquetWriter(self._building, schema, compression="zstd")
 
@@ -121,7 +135,8 @@ class RowWriter:
     def add(self, *row: object) -> None:
         """One row, in the order of the columns."""
         self._rows.append(row)
-        if len(self._rows) >= DOCUMENTS_AT_ONCE:
+        self._characters += sum(len(value) for value in row if isinstance(value, str))
+        if len(self._rows) >= DOCUMENTS_AT_ONCE or self._characters >= BYTES_AT_ONCE:
             self._flush()
 
     def add_columns(self, rows: arrow.RecordBatch) -> None:
@@ -145,6 +160,7 @@ class RowWriter:
         arrays = [arrow.array(list(column), field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._file.write_batch(arrow.record_batch(arrays, schema=self._schema))
         self._rows.clear()
+        self._characters = 0
 
 
 def drop_writer(path: Path) -> RowWriter:

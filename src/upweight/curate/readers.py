@@ -17,6 +17,7 @@ import pyarrow.parquet as parquet
 from upweight.core.errors import UserError
 from upweight.core.files import DAMAGE, is_remote, matching, opened, raw
 from upweight.core.records import Document
+from upweight.curate.corpus import rows_at_once
 from upweight.curate.decoding import decode, repaired
 from upweight.curate.hub_dataset import HubDataset
 from upweight.curate.installation import PythonInstallation
@@ -34,9 +35,9 @@ from upweight.curate.source import (
     damaged,
     decoded,
     field_of,
-    grouped,
     joined_text,
     listed,
+    parts_of_files,
     read_file,
 )
 from upweight.curate.warc import Warc
@@ -66,7 +67,7 @@ class JsonLines:
 
     def parts(self) -> list[Part]:
         """Its files, small ones together."""
-        return [Part(replace(self, paths=names), len(names)) for names in grouped(listed(self.paths))]
+        return parts_of_files(listed(self.paths), lambda names: replace(self, paths=names))
 
     def documents(self) -> Iterator[Document | Reject]:
         """One document a line; blank lines are passed over."""
@@ -141,7 +142,7 @@ class Parquet:
 
     def parts(self) -> list[Part]:
         """Its files, small ones together."""
-        return [Part(replace(self, paths=names), len(names)) for names in grouped(listed(self.paths))]
+        return parts_of_files(listed(self.paths), lambda names: replace(self, paths=names))
 
     def documents(self) -> Iterator[Document | Reject]:
         """One document a row."""
@@ -171,14 +172,18 @@ class Parquet:
     def _rows(self, path: str, file: parquet.ParquetFile) -> Iterator[Document | Reject]:
         row = 0
         columns = [*self._text_columns, *([self.source_column] if self.source_column else [])]
-        for batch in file.iter_batches(1_000, columns=columns):
+        for batch in file.iter_batches(rows_at_once(file), columns=columns):
             texts = [batch.column(name).cast(arrow.large_binary()).to_pylist() for name in self._text_columns]
             names = batch.column(self.source_column).to_pylist() if self.source_column else [None] * len(batch)
             for *values, name in zip(*texts, names, strict=True):
                 row += 1
                 text = values[0] or b"" if len(values) == 1 else b"\n\n".join(value for value in values if value)
-                source = str(name) if name else self.source
+                source = _name_of(name) if name else self.source
                 yield decoded(text, source, f"{path}, row {row}", most=self.max_record_bytes)
+
+
+def _name_of(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _is_text(kind: arrow.DataType) -> bool:
@@ -187,8 +192,10 @@ def _is_text(kind: arrow.DataType) -> bool:
         for check in (
             arrow.types.is_string,
             arrow.types.is_large_string,
+            arrow.types.is_string_view,
             arrow.types.is_binary,
             arrow.types.is_large_binary,
+            arrow.types.is_binary_view,
         )
     )
 

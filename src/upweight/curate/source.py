@@ -5,7 +5,7 @@ the one method is a source; a recipe may bring its own. A source that can be rea
 `parts`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -46,10 +46,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source that is read by itself, and how many files it is."""
+    """A piece of a source that is read by itself: how many files it is, and how many bytes where these are known.
+
+    A run that goes on after a kill reads a part again whose files have another size now.
+    """
 
     source: Source
     files: int = 1
+    stored_bytes: int = 0
 
 
 @runtime_checkable
@@ -72,18 +76,21 @@ def listed(paths: str | Sequence[str]) -> dict[str, int]:
     return {name: size_of(name) for pattern in named for name in matching(pattern)}
 
 
-def grouped(sizes: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
-    """Files in their order, in groups of about PART_BYTES."""
-    group: list[str] = []
+def parts_of_files(sizes: Mapping[str, int], source: Callable[[tuple[str, ...]], Source]) -> list[Part]:
+    """Files in their order, in parts of about PART_BYTES, one file at least.
+
+    Args:
+        source: reads those files that it is given.
+    """
+    groups: list[list[str]] = []
     held = 0
     for name, size in sizes.items():
-        if group and held + size > PART_BYTES:
-            yield tuple(group)
-            group, held = [], 0
-        group.append(name)
+        if not groups or held + size > PART_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
         held += size
-    if group:
-        yield tuple(group)
+    return [Part(source(tuple(group)), len(group), sum(map(sizes.__getitem__, group))) for group in groups]
 
 
 def decoded(

@@ -22,8 +22,8 @@ from upweight.curate.source import (
     begins,
     damaged,
     decoded,
-    grouped,
     listed,
+    parts_of_files,
 )
 
 _PAGES = ("text/html", "application/xhtml+xml")
@@ -47,7 +47,7 @@ class Warc:
 
     def parts(self) -> list[Part]:
         """Its files, small ones together."""
-        return [Part(replace(self, paths=names), len(names)) for names in grouped(listed(self.paths))]
+        return parts_of_files(listed(self.paths), lambda names: replace(self, paths=names))
 
     def documents(self) -> Iterator[Document | Reject]:
         """One document a page."""

@@ -8,6 +8,7 @@ import pytest
 
 from upweight.core.errors import UserError
 from upweight.core.records import Document
+from upweight.curate import corpus
 from upweight.curate.readers import JsonLines, Parquet, Reject, TextTree
 
 LINES = [json.dumps({"text": f"text number {number}", "kind": "b" if number == 1 else None}) for number in range(3)]
@@ -86,6 +87,25 @@ def test_parquet_of_dictionary_encoded_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     parquet.write_table(arrow.table({"text": arrow.array(["one", "two", "one"]).dictionary_encode()}), path)
     assert [record.text for record in Parquet(str(path), "a").documents()] == ["one", "two", "one"]  # type: ignore[union-attr]
+
+
+def test_parquet_of_other_kinds_of_text_and_sources(tmp_path: Path) -> None:
+    kinds = (arrow.string_view(), arrow.large_string(), arrow.binary(), arrow.binary_view())
+    for number, kind in enumerate(kinds):
+        path = tmp_path / f"{number}.parquet"
+        texts = arrow.array([b"one", b"two"], arrow.binary()).cast(kind if number > 1 else arrow.string()).cast(kind)
+        parquet.write_table(arrow.table({"text": texts, "kind": [b"web", None]}), path)
+        read = list(Parquet(str(path), "a", source_column="kind").documents())
+        assert read == [Document.of("one", "web"), Document.of("two", "a")]
+
+
+def test_long_rows_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BYTES_AT_ONCE", 3_000)
+    texts = [f"{number:03d}" * 300 for number in range(20)]
+    parquet.write_table(arrow.table({"text": texts}), tmp_path / "rows.parquet", use_dictionary=False)
+    file = parquet.ParquetFile(tmp_path / "rows.parquet")
+    assert corpus.rows_at_once(file) == 3  # 904 bytes each
+    assert [record.text for record in Parquet(str(tmp_path / "rows.parquet"), "a").documents()] == texts  # type: ignore[union-attr]
 
 
 def test_parquet_that_cannot_be_read_is_rejected_by_name(tmp_path: Path) -> None:

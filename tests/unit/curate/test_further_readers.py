@@ -90,6 +90,10 @@ def test_object_storage_is_read_as_files_are(tmp_path: Path) -> None:
     assert list(Parquet("memory://bucket/a/two.parquet", "a").documents()) == [Document.of("two", "a")]
     tree = TextTree("memory://bucket/a", "a", front_matter=False)
     assert list(tree.documents()) == [Document.of("three", "a")]
+    with fsspec.open("memory://bucket/odd[1].jsonl", "wb") as file:
+        file.write(b'{"text": "four"}')
+    odd = [part.source for part in JsonLines("memory://bucket/odd*", "a").parts()]
+    assert [record for source in odd for record in source.documents()] == [Document.of("four", "a")]
     with pytest.raises(UserError, match="no file matches 'memory://bucket/none"):
         list(JsonLines("memory://bucket/none/*.jsonl", "a").documents())
     with pytest.raises(UserError, match="nosuch://bucket/x cannot be opened"):

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
@@ -68,6 +69,25 @@ def test_a_killed_run_is_overwritten_with_the_same_bytes(tmp_path: Path) -> None
         assert [path.name for path in (root / "documents").iterdir()] == ["00000-00000.parquet"]
     for name in ("documents/00000-00000.parquet", "dropped.parquet"):
         assert (clean / name).read_bytes() == (resumed / name).read_bytes()
+
+
+def test_a_run_that_goes_on_reads_a_file_again_that_has_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = _lines(tmp_path / "a.jsonl", _good(5)), _lines(tmp_path / "b.jsonl", _good(7))
+    config, work = ingest.Config((first, second)), Work(tmp_path / "out", {})
+    work.out.mkdir()
+    read, killed = ingest._read, []
+
+    def stopped(item: Any, place: int, out: Path, tick: Any) -> dict[str, Any]:
+        if place == 1 and not killed:
+            killed.append(place)
+            raise KeyboardInterrupt
+        return read(item, place, out, tick)
+
+    monkeypatch.setattr(ingest, "_read", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ingest.run(config, work)
+    _lines(tmp_path / "a.jsonl", _good(9))  # its download had not been complete
+    assert ingest.run(config, work)["kept"] == 16
 
 
 def test_too_many_unreadable_records_stop_the_run(tmp_path: Path) -> None:
