@@ -1,6 +1,6 @@
 """The tags of many documents as one table of small integers, asked by the names of the dimensions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from upweight.core.errors import UserError
 from upweight.core.records import DIMENSION_COUNT, HIGHEST_SCORE
 from upweight.curate.dimensions import DIMENSIONS
 
+AT_ONCE = 10_000
 NAMES: tuple[str, ...] = tuple(dimension.name for dimension in DIMENSIONS)
 
 
@@ -25,12 +26,14 @@ class Scores:
     @classmethod
     def read(cls, path: Path, document_ids: Sequence[str]) -> "Scores":
         """The tags in `path` (columns document_id, scores) in the order of `document_ids`; each one must have some."""
-        tags = _table(path, ["document_id", "scores"])
-        flat = np.asarray(tags["scores"].combine_chunks().flatten(), np.uint8)
-        if len(flat) != DIMENSION_COUNT * len(tags):
-            raise UserError(f"{path}: not every document has {DIMENSION_COUNT} scores. Run tag again")
-        rows = rows_of(path, tags["document_id"].to_pylist(), document_ids, "tag")
-        return cls(np.ascontiguousarray(flat.reshape(-1, DIMENSION_COUNT)[rows]))
+
+        def flat(column: Any) -> UInt8[np.ndarray, "document dimension"]:
+            values = np.asarray(column.flatten(), np.uint8)
+            if len(values) != DIMENSION_COUNT * len(column):
+                raise UserError(f"{path}: not every document has {DIMENSION_COUNT} scores. Run tag again")
+            return values.reshape(-1, DIMENSION_COUNT)
+
+        return cls(_in_order(path, "scores", document_ids, "tag", flat))
 
     def mean(self, weights: Mapping[str, float]) -> Float64[np.ndarray, " document"]:
         """The weighted mean of the named dimensions' scores as a share of the highest one, 0-1."""
@@ -66,30 +69,42 @@ def dimension_index(name: str) -> int:
 
 def read_similarity(path: Path, document_ids: Sequence[str]) -> Float64[np.ndarray, " document"]:
     """The similarities in `path` (columns document_id, similarity) in the order of `document_ids`."""
-    table = _table(path, ["document_id", "similarity"])
-    rows = rows_of(path, table["document_id"].to_pylist(), document_ids, "retrieve")
-    return np.asarray(table["similarity"], np.float64)[rows]
+    found = _in_order(path, "similarity", document_ids, "retrieve", lambda column: np.asarray(column, np.float64))
+    return np.asarray(found)
 
 
 def read_clusters(path: Path, document_ids: Sequence[str]) -> list[int]:
     """The clusters in `path` (columns document_id, cluster) in the order of `document_ids`."""
     if path.exists() and "cluster" not in parquet.read_schema(path).names:
         raise UserError(f"{path} has no clusters, and a tier bounds their shares: set clusters of retrieve, say 256")
-    table = _table(path, ["document_id", "cluster"])
-    rows = rows_of(path, table["document_id"].to_pylist(), document_ids, "retrieve")
-    return np.asarray(table["cluster"])[rows].tolist()  # type: ignore[no-any-return]
+    return _in_order(path, "cluster", document_ids, "retrieve", np.asarray).tolist()  # type: ignore[no-any-return]
 
 
-def rows_of(path: Path, names: Sequence[str], wanted: Sequence[str], stage: str) -> list[int]:
-    """Where each wanted document stands in a table; UserError where the table lacks one."""
-    places = {name: row for row, name in enumerate(names)}
+def _in_order(path: Path, name: str, wanted: Sequence[str], stage: str, values: Callable[[Any], Any]) -> Any:
+    """A column of a table, one entry for each wanted document; UserError where the table lacks one.
+
+    Args:
+        values: makes an array of a piece of the column.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: is the step's input the right artifact?")
+    file = parquet.ParquetFile(path)
+    parts = [values(batch.column(name)) for batch in file.iter_batches(AT_ONCE, columns=[name])]
+    found = np.concatenate([*parts] or [np.zeros(0)])
+    if _are_ids(file, wanted):  # as a rule they are, and then there is nothing to look up, and to hold
+        return found
+    names = parquet.read_table(path, columns=["document_id"])["document_id"].to_pylist()
+    places = {one: row for row, one in enumerate(names)}
     try:
-        return [places[name] for name in wanted]
+        return found[[places[one] for one in wanted]]
     except KeyError as error:
         raise UserError(f"{path} lacks document {error.args[0]}: run {stage} on the same documents again") from None
 
 
-def _table(path: Path, columns: list[str]) -> Any:
-    if not path.exists():
-        raise UserError(f"{path} does not exist: is the step's input the right artifact?")
-    return parquet.read_table(path, columns=columns)
+def _are_ids(file: parquet.ParquetFile, wanted: Sequence[str]) -> bool:
+    start = 0
+    for batch in file.iter_batches(AT_ONCE, columns=["document_id"]):
+        if batch.column(0).to_pylist() != list(wanted[start : start + len(batch)]):
+            return False
+        start += len(batch)
+    return start == len(wanted)

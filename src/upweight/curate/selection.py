@@ -15,7 +15,9 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+import pyarrow as arrow
+import pyarrow.compute as compute
+from jaxtyping import Float64, Int64
 
 from upweight.core.errors import UserError
 from upweight.curate.scores import Scores
@@ -183,7 +185,8 @@ def place(
     used_by: dict[tuple[str, str], int] = {}
     used_by_cluster: dict[tuple[str, int], int] = {}
     placed = [Placed(None, "")] * len(ids)
-    for row in sorted(range(len(ids)), key=lambda row: (-utility[row], ids[row])):
+    fates: dict[Placed, Placed] = {}  # few are different, and a document refers to one
+    for row in map(int, ranked(utility, ids)):
         size, source, cluster = byte_counts[row], sources[row], clusters[row] if clusters else 0
         reason = refused.get(row, "")
         chosen = None
@@ -206,8 +209,16 @@ def place(
                 used_by[tier.name, source] = of_source + size
                 used_by_cluster[tier.name, cluster] = of_cluster + size
                 break
-        placed[row] = Placed(chosen, reason)
+        fate = Placed(chosen, reason)
+        placed[row] = fates.setdefault(fate, fate)
     return placed
+
+
+def ranked(utility: Sequence[float], ids: Sequence[str]) -> Int64[np.ndarray, " document"]:
+    """The rows of documents, those of the highest utility first, equal ones by id."""
+    table = arrow.table({"utility": np.asarray(utility, np.float64), "id": arrow.array(ids, arrow.string())})
+    order = compute.sort_indices(table, sort_keys=[("utility", "descending"), ("id", "ascending")])
+    return np.asarray(order, np.int64)
 
 
 def matches(source: str, patterns: Sequence[str]) -> bool:

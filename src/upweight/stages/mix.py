@@ -8,6 +8,8 @@ What goes where is decided for all documents together; they are written input fi
 """
 
 import json
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -32,7 +34,7 @@ from upweight.curate.corpus import (
 )
 from upweight.curate.proxy import learn
 from upweight.curate.scores import Scores, read_clusters, read_similarity
-from upweight.curate.selection import DEFAULT_WEIGHTS, Lift, Placed, Tier, place, utilities
+from upweight.curate.selection import DEFAULT_WEIGHTS, Lift, Placed, Tier, place, ranked, utilities
 from upweight.store.artifact import write_whole
 from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
 
@@ -107,8 +109,9 @@ def run(config: Config, work: Work) -> Summary:
         weights_by_source=config.weights_by_source,
         lift=config.lift,
     )
-    refused = {int(row): scores.missed(int(row), config.floors) for row in np.flatnonzero(~scores.reach(config.floors))}
-    values = utility.tolist()
+    below = np.flatnonzero(~scores.reach(config.floors)).tolist()
+    refused = {row: sys.intern(scores.missed(row, config.floors)) for row in below}
+    values = array("d", utility.tobytes())
     bounded = any(tier.cluster_share < 1 for tier in config.tiers)
     clusters = read_clusters(work.inputs["similarity"] / "similarity.parquet", listed.ids) if bounded else None
     placed = place(listed.ids, listed.sources, listed.byte_counts, values, config.tiers, refused, clusters)
@@ -172,7 +175,7 @@ def _reconcile(ledger: Mapping[str, Any], written: Mapping[str, Amounts]) -> Non
 
 
 def _write(
-    config: Config, work: Work, files: list[Path], placed: list[Placed], utility: list[float]
+    config: Config, work: Work, files: list[Path], placed: list[Placed], utility: "array[float]"
 ) -> dict[str, Amounts]:
     """Write the texts, input file by input file and side by side: a file for each tier, and what is dropped."""
     names = [*(tier.name for tier in config.tiers), DROPPED]
@@ -180,7 +183,7 @@ def _write(
     start = 0
     for place_of_file, file in enumerate(files):
         stop = start + parquet.read_metadata(file).num_rows
-        fates = {"placed": placed[start:stop], "utility": utility[start:stop]}
+        fates = {"placed": placed[start:stop], "utility": utility[start:stop].tolist()}
         write_whole(_kept(work.out, place_of_file, "fates.json"), json.dumps(fates))
         start = stop
     documents = work.out / "documents"
@@ -245,14 +248,14 @@ def _samples(
     files: list[Path],
     listed: Listing,
     placed: list[Placed],
-    utility: list[float],
+    utility: "array[float]",
     similarity: list[float],
 ) -> dict[str, list[dict[str, object]]]:
     """A few documents of each tier and of the dropped, spread evenly from the best to the worst."""
-    ranked = sorted(range(len(placed)), key=lambda row: (-utility[row], listed.ids[row]))
+    order = ranked(utility, listed.ids)
     chosen: dict[str, list[int]] = {}
     for name in [*(tier.name for tier in config.tiers), DROPPED]:
-        rows = [row for row in ranked if (placed[row].tier or DROPPED) == name]
+        rows = order[[(placed[row].tier or DROPPED) == name for row in order]].tolist()
         chosen[name] = list(_spread(rows))
     wanted = {listed.ids[row] for rows in chosen.values() for row in rows}
     texts = {document.id: document.text for batch in batches(files) for document in batch if document.id in wanted}
