@@ -11,7 +11,7 @@ over the table. Both are exact. Documents that tie at the end of a list are left
 be in it depends on nothing that matters.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -130,7 +130,7 @@ class Database:
         depth = 2 * hits + 1  # a document low in one list may be high in the other
         asked = [[word.lower() for word in seed.key_words] for seed in seeds]
         by_words = [
-            _without_cut_ties(found, depth)
+            without_cut_ties(found, depth)
             for start in range(0, len(seeds), SEEDS_OF_WORDS)
             for found in self._postings.search(asked[start : start + SEEDS_OF_WORDS], allowed)
         ]
@@ -141,8 +141,13 @@ class Database:
             nearest.see(first, vectors, None if allowed is None else allowed[first : first + len(vectors)])
         ids = self._ids()
         return [
-            _named(
-                fusion([_without_cut_ties(vectors, depth), words]), hits, ids, [vectors, Ranked(words.rows, products)]
+            joined(
+                vectors,
+                words,
+                [vectors, Ranked(words.rows, products)],
+                depth=depth,
+                hits=hits,
+                name_of=lambda row: str(ids[row].as_py()),
             )
             for words, vectors, products in zip(by_words, nearest.best(), nearest.products(), strict=True)
         ]
@@ -201,18 +206,29 @@ def _ranks(scores: Float64[np.ndarray, " document"]) -> Int64[np.ndarray, " docu
     return np.asarray(1 + len(scores) - np.searchsorted(np.sort(scores), scores, side="right"), np.int64)
 
 
-def _named(fused: Ranked, hits: int, ids: Any, products: Sequence[Ranked]) -> list[Hit]:
-    """The best few of what was fused, best first, ties by id.
+def joined(
+    by_vector: Ranked,
+    by_words: Ranked,
+    products: Sequence[Ranked],
+    *,
+    depth: int,
+    hits: int,
+    name_of: Callable[[int], str],
+) -> list[Hit]:
+    """What one seed hits: the best few of both searches together, best first, ties by id.
 
     Args:
-        products: of the rows with the seed's vector; those of all rows that were fused are among them.
+        by_vector, by_words: what was found, `depth` documents each where there are as many or more.
+        products: of the rows with the seed's vector; those of all rows that were found are among them.
+        name_of: the id of a row.
     """
+    fused = fusion([without_cut_ties(by_vector, depth), without_cut_ties(by_words, depth)])
     if len(fused.rows) > hits:
         enough = fused.scores >= np.partition(fused.scores, len(fused.scores) - hits)[len(fused.scores) - hits]
         fused = Ranked(fused.rows[enough], fused.scores[enough])
     cosines = {row: cosine for found in products for row, cosine in zip(*map(np.ndarray.tolist, found), strict=True)}
     named = [
-        Hit(ids[row].as_py(), score, min(1.0, max(0.0, cosines[row])))
+        Hit(name_of(row), score, min(1.0, max(0.0, cosines[row])))
         for row, score in zip(fused.rows.tolist(), fused.scores.tolist(), strict=True)
     ]
     return sorted(named, key=lambda hit: (-hit.fused, hit.document_id))[:hits]
@@ -235,7 +251,7 @@ def brute_force(
     return [[(int(row), float(cosines[seed, row])) for row in rows] for seed, rows in enumerate(order)]
 
 
-def _without_cut_ties(found: Ranked, depth: int) -> Ranked:
+def without_cut_ties(found: Ranked, depth: int) -> Ranked:
     """The best documents, fewer than `depth`; all of them where there are no more."""
     if len(found.rows) < depth:
         return found

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +30,13 @@ from upweight.curate.endpoint_embedder import EndpointEmbedder
 from upweight.curate.retrieval import KEY_WORDS, SEEDS_AT_ONCE, Database, Embedded, Hit, Seed, closest
 from upweight.curate.scores import Scores
 from upweight.curate.seeds import SeedFile, SeedRule, chosen_rows
+from upweight.curate.served_retrieval import ServedDatabase
+from upweight.store.artifact import write_whole
 from upweight.store.jsonl import iterate_jsonl, write_jsonl
-from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
+from upweight.store.parts import DIRECTORY, Tick, forget, in_parts, one_of_several
 
 HASHED = "hashed"
+DATABASE, ELSEWHERE = "database", "database.uri"
 SEEDS_SHOWN = 20
 HITS_SHOWN = 5
 
@@ -47,7 +49,9 @@ class Config:
     embedder: "hashed", the name of a sentence-transformers model, or "http://host/v1#model" for a server's.
     dimensions: of the hashed embedder's vectors.
     counted_documents: on how many documents, spread evenly, the rarity of words is measured.
-    keep_database: leave the database in the artifact, to be searched later.
+    database: where documents and vectors are put and searched for: "" for below the artifact, exactly; a LanceDB server
+        or its files in object storage ("db://name#table", "s3://bucket/path"), see curate/served_retrieval.py.
+    keep_database: leave the database, to be searched later; where it lies elsewhere, database.uri says where.
     clusters: groups of documents that are alike, for tiers that bound the share of each (curate/clusters.py); 0 for
         none.
     """
@@ -57,6 +61,7 @@ class Config:
     embedder: str = HASHED
     dimensions: int = 256
     counted_documents: int = 10_000
+    database: str = ""
     keep_database: bool = False
     clusters: int = 0
 
@@ -73,19 +78,18 @@ def run(config: Config, work: Work) -> Summary:
     listed = listing(files)
     words = HashedEmbedder(config.dimensions, work.seed)
     words.count(_spread(files, len(listed.ids), config.counted_documents))
-    directory = work.out / "database"
-    shutil.rmtree(directory, ignore_errors=True)  # of an earlier run that was killed
     (work.out / DIRECTORY).mkdir(exist_ok=True)
     words.save_counts(_counts(work.out))
     learnt = words.fingerprint() if config.embedder == HASHED else ""
     setting = _Setting(config.embedder, config.dimensions, work.seed, learnt, work.machine.device)
     embedder = _embedder(setting, work.out)
+    database = _database(config, work.out, embedder)
     total = float(len(listed.ids))
     with work.monitor.track("embed", total=total, unit="documents") as bar:
         items = [(file, setting) for file in files]
-        for _ in in_parts(_embed, items, work, bar, "embed", units=total):
+        device = work.machine.device if isinstance(embedder, SentenceEmbedder) else "cpu"
+        for _ in in_parts(_embed, items, work, bar, "embed", units=total, device=device):
             pass
-    database = Database(directory, embedder)
     with work.monitor.track("store", total=total, unit="documents") as bar:
 
         def stored() -> Iterator[Embedded]:
@@ -99,29 +103,53 @@ def run(config: Config, work: Work) -> Summary:
         sample = embedder.embed(list(_spread(files, len(listed.ids), config.counted_documents)))
         found_clusters = Clusters.fit(sample, config.clusters, work.seed)
         clusters = [found_clusters.of(batch.vectors) for batch in _embedded(files, work.out)]
-    names, texts = _seeds(config, work, files, listed)
-    seeds = [Seed(text, tuple(words.key_words(text, KEY_WORDS))) for text in texts]
+    chosen = _seeds(config, work, files, listed)
+    seeds = [Seed(seed.text, tuple(words.key_words(seed.text, KEY_WORDS))) for seed in chosen]
     found: list[list[Hit]] = []
     with work.monitor.track("search", total=float(len(seeds)), unit="seeds") as bar:
         for start in range(0, len(seeds), SEEDS_AT_ONCE):
             found += database.search(seeds[start : start + SEEDS_AT_ONCE], hits=config.hits)
             bar.advance(float(len(found) - start))
     if not config.keep_database:
-        shutil.rmtree(directory)
+        _remove(database, work.out)
     forget(work.out)
     similarity = closest(found)
     _write_similarity(work.out / "similarity.parquet", listed, similarity, clusters)
-    shown = _shown(names, texts, found, files, listed)
+    shown = _shown(chosen, found, files, listed)
     write_jsonl(work.out / "hits.jsonl", shown)
     return {
         "documents": len(listed.ids),
         "seeds": len(seeds),
-        "seeds_by_source": dict(Counter(name.split(" ")[0] for name in names).most_common()),
+        "seeds_by_source": dict(Counter(seed.source for seed in chosen).most_common()),
         "documents_hit": len(similarity),
         "mean_similarity_of_hits": round(float(np.mean(list(similarity.values()))) if similarity else 0.0, 4),
         "hit_share_by_source": _hit_shares(listed, similarity),
         "examples": shown[:3],
     }
+
+
+def _database(config: Config, out: Path, embedder: Embedder) -> Database | ServedDatabase:
+    """An empty one, without what an earlier run that was killed has left of its own."""
+    if not config.database:
+        shutil.rmtree(out / DATABASE, ignore_errors=True)
+        return Database(out / DATABASE, embedder)
+    served = ServedDatabase(config.database, embedder)
+    if served.exists and not (out / ELSEWHERE).exists():
+        raise UserError(
+            f"retrieve would put its documents into {config.database}, and there is such a table already: name another "
+            'one behind a "#", or drop that one'
+        )
+    served.drop()
+    write_whole(out / ELSEWHERE, config.database)
+    return served
+
+
+def _remove(database: Database | ServedDatabase, out: Path) -> None:
+    if isinstance(database, ServedDatabase):
+        database.drop()
+        (out / ELSEWHERE).unlink()
+    else:
+        shutil.rmtree(out / DATABASE)
 
 
 class _Setting(NamedTuple):
@@ -158,7 +186,7 @@ def _vectors(out: Path, place: int) -> Path:
 def _embed(item: tuple[Path, _Setting], place: int, out: Path, tick: Tick) -> dict[str, Any]:
     """Write the vectors of the documents of one file, one after the other."""
     file, setting = item
-    if parent_process() is not None:
+    if one_of_several():
         torch.set_num_threads(1)  # one of several workers
     embedder = _embedder(setting, out)
     with _vectors(out, place).open("wb") as vectors:
@@ -188,30 +216,38 @@ def _spread(files: list[Path], total: int, most: int) -> Iterator[str]:
     return (document.text for place, document in enumerate(documents) if place % step == 0)
 
 
-def _seeds(config: Config, work: Work, files: list[Path], listed: Listing) -> tuple[list[str], list[str]]:
-    """Names ("source id", or "file line") and texts of the seeds, without repeats, in the order of the rules."""
+class _Chosen(NamedTuple):
+    """A seed: its source or the name of its file, its id or the number of its line, its text."""
+
+    source: str
+    name: str
+    text: str
+
+
+def _seeds(config: Config, work: Work, files: list[Path], listed: Listing) -> list[_Chosen]:
+    """The seeds without repeats: documents in the order of the rules, then those of files."""
     rows: list[int] = []
-    from_files: dict[str, str] = {}
+    from_files: dict[str, list[_Chosen]] = {}
     scores: Scores | None = None
-    for chosen in config.seeds:
-        if isinstance(chosen, SeedFile):
-            from_files |= _texts_of(chosen)
+    for rule in config.seeds:
+        if isinstance(rule, SeedFile):
+            from_files[rule.path] = _texts_of(rule)
         else:
             scores = scores or Scores.read(work.inputs["tags"] / "tags.parquet", listed.ids)
-            rows += chosen_rows(chosen, listed.ids, listed.sources, scores)
+            rows += chosen_rows(rule, listed.ids, listed.sources, scores)
     rows = list(dict.fromkeys(rows))
     texts = _texts_at(files, listed, rows)
-    names = [f"{listed.sources[row]} {listed.ids[row]}" for row in rows]
-    return names + list(from_files), [texts[row] for row in rows] + list(from_files.values())
+    documents = [_Chosen(listed.sources[row], listed.ids[row], texts[row]) for row in rows]
+    return documents + [seed for seeds in from_files.values() for seed in seeds]
 
 
-def _texts_of(file: SeedFile) -> dict[str, str]:
-    texts = {}
+def _texts_of(file: SeedFile) -> list[_Chosen]:
+    seeds = []
     for number, record in enumerate(iterate_jsonl(Path(file.path), dict), start=1):
         if not isinstance(record.get("text"), str):
             raise UserError(f'{file.path}, record {number} has no "text": a file of seeds holds one text a line')
-        texts[f"{Path(file.path).name} {number}"] = record["text"]
-    return texts
+        seeds.append(_Chosen(Path(file.path).name, str(number), record["text"]))
+    return seeds
 
 
 def _texts_at(files: list[Path], listed: Listing, rows: list[int]) -> dict[int, str]:
@@ -233,22 +269,18 @@ def _write_similarity(
     building.replace(path)
 
 
-def _shown(
-    names: list[str], texts: list[str], found: list[list[Hit]], files: list[Path], listed: Listing
-) -> list[dict[str, object]]:
+def _shown(seeds: list[_Chosen], found: list[list[Hit]], files: list[Path], listed: Listing) -> list[dict[str, object]]:
     """What some seeds, spread evenly, found, with excerpts; a seed that found itself leaves itself out."""
-    step = max(1, len(names) // SEEDS_SHOWN)
-    chosen = list(range(0, len(names), step))[:SEEDS_SHOWN]
-    places = {name: row for row, name in enumerate(listed.ids)}
-    hits = {
-        seed: [hit for hit in found[seed] if hit.document_id != names[seed].split(" ")[-1]][:HITS_SHOWN]
-        for seed in chosen
-    }
+    step = max(1, len(seeds) // SEEDS_SHOWN)
+    chosen = list(range(0, len(seeds), step))[:SEEDS_SHOWN]
+    hits = {seed: [hit for hit in found[seed] if hit.document_id != seeds[seed].name][:HITS_SHOWN] for seed in chosen}
+    wanted = {hit.document_id for seed in chosen for hit in hits[seed]}
+    places = {name: row for row, name in enumerate(listed.ids) if name in wanted}
     found_texts = _texts_at(files, listed, [places[hit.document_id] for seed in chosen for hit in hits[seed]])
     return [
         {
-            "seed": names[seed],
-            "excerpt": excerpt(texts[seed]),
+            "seed": f"{seeds[seed].source} {seeds[seed].name}",
+            "excerpt": excerpt(seeds[seed].text),
             "hits": [
                 {
                     "document_id": hit.document_id,
@@ -273,5 +305,5 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """About 2 MB a second and core to embed, index and search; the database holds text and vectors."""
     size = inputs["documents"].disk_bytes
     database = 2 * size + size / 1000 * config.dimensions * 4
-    disk_bytes = size / 50 + (database if config.keep_database else 0)
+    disk_bytes = size / 50 + (database if config.keep_database and not config.database else 0)
     return Estimate(tokens=size / 3, disk_bytes=disk_bytes, seconds=5 + size / 2e6, memory_bytes=1e9)

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from multiprocessing import parent_process
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,7 +29,7 @@ from upweight.core.records import Document
 from upweight.core.work import Estimate, Summary, Work
 from upweight.curate.selection import matches
 from upweight.store.jsonl import write_jsonl
-from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
+from upweight.store.parts import DIRECTORY, Tick, forget, in_parts, one_of_several
 from upweight.store.shards import ShardWriter
 from upweight.text.chat import PLAIN
 from upweight.text.tokenizer import Tokenizer
@@ -192,7 +191,7 @@ def _sample(files: Sequence[Path], config: Config, random: Random) -> Iterator[s
 @lru_cache(maxsize=1)
 def _tokenizer(directory: Path, fingerprint: str) -> Tokenizer:
     """Read once in each process."""
-    if parent_process() is not None:
+    if one_of_several():
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one of several workers
     return Tokenizer.load(directory)
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from upweight.curate.corpus import RowWriter, batches, document_files, excerpt, 
 from upweight.curate.dimensions import DIMENSIONS
 from upweight.curate.encoder_tagger import open_tagger
 from upweight.curate.tagger import Scorer
-from upweight.store.parts import DIRECTORY, Tick, forget, in_parts
+from upweight.store.parts import DIRECTORY, Tick, forget, in_parts, one_of_several
 
 TAGS_SCHEMA = arrow.schema([("document_id", arrow.string()), ("scores", arrow.list_(arrow.uint8()))])
 NAMES = tuple(dimension.name for dimension in DIMENSIONS)
@@ -52,9 +51,10 @@ def run(config: Config, work: Work) -> Summary:
         RowWriter(work.out / "tags.parquet", TAGS_SCHEMA) as writer,
         work.monitor.track("tag", total=rows, unit="documents") as bar,
     ):
-        for place, part in enumerate(
-            in_parts(_tag, [(file, config, work.machine.device) for file in files], work, bar, units=rows)
-        ):
+        items = [(file, config, work.machine.device) for file in files]
+        encodes = config.weights is not None and Path(config.weights).is_dir()
+        device = work.machine.device if encodes else "cpu"
+        for place, part in enumerate(in_parts(_tag, items, work, bar, units=rows, device=device)):
             spent += part["seconds"]
             seen.add(part["seen"])
             for row in rows_of(_tags(work.out, place)):
@@ -73,7 +73,7 @@ def _tags(out: Path, place: int) -> Path:
 def _tag(item: tuple[Path, Config, str], place: int, out: Path, tick: Tick) -> dict[str, Any]:
     """Score the documents of one file."""
     file, config, device = item
-    if parent_process() is not None:
+    if one_of_several():
         torch.set_num_threads(1)  # one of several workers
     tagger = _tagger(config.weights, device)
     seen = _Seen()

@@ -5,8 +5,10 @@ parts that are left, and a worker that dies costs its part's time and nothing el
 parts whatever the number of workers: an artifact does not depend on where it was made.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import pickle
@@ -20,6 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from itertools import islice
 from multiprocessing import get_context, parent_process, set_forkserver_preload
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -41,6 +44,10 @@ WORTH_PROCESSES = 2_000
 DEATHS = 3
 """How often workers may die before the run stops."""
 POLL_SECONDS = 0.5
+WAITING = 4
+"""Parts that a cluster is given at once, for each of its processors: it sees what is to do, and can grow."""
+SEEN_SECONDS = 120.0
+"""How long a file of another node may take to be seen here."""
 
 
 def in_parts(
@@ -51,6 +58,7 @@ def in_parts(
     name: str = "read",
     *,
     units: float | int = math.inf,
+    device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:
     """What `do` returns for each item, in order.
 
@@ -61,6 +69,7 @@ def in_parts(
         bar: told what `do` tells its Tick.
         name: of this pass over the parts, where a step has several.
         units: of work in all; for few it is not worth while to start processes.
+        device: the torch device that a part computes on: on a Ray cluster each part that does has a GPU of its own.
 
     Call `forget` when the artifact is complete.
     """
@@ -73,7 +82,8 @@ def in_parts(
     for place in set(range(len(items))) - set(open_parts):
         bar.advance(_result_of(kept, place)["units"])
     workers = work.machine.workers if units >= WORTH_PROCESSES else 1
-    done = _done(do, items, open_parts, replace(work, machine=replace(work.machine, workers=workers)), bar, kept)
+    machine = replace(work.machine, workers=workers, device=device)
+    done = _done(do, items, open_parts, replace(work, machine=machine), bar, kept)
     waiting = set(open_parts)
     for place in range(len(items)):
         while place in waiting:
@@ -81,6 +91,11 @@ def in_parts(
         result: dict[str, Any] = _result_of(kept, place)["result"]
         yield result
     done.close()
+
+
+def one_of_several() -> bool:
+    """Whether this process does parts beside others of its machine, and so should not take more than one thread."""
+    return _elsewhere
 
 
 def forget(out: Path) -> None:
@@ -106,6 +121,7 @@ def _done(
 
 
 _Task = tuple[Any, Any, int, Path, Path]
+_elsewhere = False
 
 
 def _complete(do: Any, item: Any, place: int, out: Path, kept: Path, *, tick: Tick) -> None:
@@ -124,6 +140,8 @@ def _complete(do: Any, item: Any, place: int, out: Path, kept: Path, *, tick: Ti
 
 def _complete_elsewhere(do: Any, item: Any, place: int, out: Path, kept: Path) -> int:
     """The same in another process, which says how far it is in a file."""
+    global _elsewhere
+    _elsewhere = True
     count = kept / f"{place:05d}.count"
     total, said = 0.0, time.monotonic()
 
@@ -216,30 +234,64 @@ def _on_ray(tasks: list[_Task], work: Work, bar: Bar, kept: Path) -> Iterator[in
     progress = _Progress(kept, bar)
     started = not ray.is_initialized()
     if started:
-        ray.init(**_address(work.machine), log_to_driver=False, logging_level="error")
+        ray.init(**_address(work.machine), log_to_driver=False, logging_level=logging.ERROR)
+    running: dict[Any, int] = {}
     try:
-        remote = ray.remote(max_retries=DEATHS, num_cpus=1)(_complete_elsewhere)
-        running = {remote.remote(*task): task[2] for task in tasks}
-        while running:
+        gpus = 1 if work.machine.device.startswith("cuda") else 0
+        remote = ray.remote(max_retries=DEATHS, num_cpus=1, num_gpus=gpus)(_complete_on_node)
+        left = iter(tasks)
+        while True:
+            most = WAITING * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            for do, item, place, out, beside in islice(left, max(0, most - len(running))):
+                packed: bytes = ray.cloudpickle.dumps((do, item))
+                running[remote.remote(Path.cwd(), sys.path, packed, place, out, beside)] = place
+            if not running:
+                return
             ended, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
             for reference in ended:
                 place = running.pop(reference)
                 ray.get(reference)
+                _await_seen(kept / f"{place:05d}.json")
                 progress.complete(place)
                 yield place
             progress.look(list(running.values()))
-    except ray.exceptions.WorkerCrashedError as error:
-        raise UserError(
-            f"workers of the Ray cluster died {DEATHS} times over the same part ({error}); what is complete is kept"
-        ) from error
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, UserError):
             raise cause from None
         raise
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"the Ray cluster has given a part up after {DEATHS} repeats ({error}); what is complete is kept"
+        ) from error
     finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
         if started:
             ray.shutdown()
+
+
+def _complete_on_node(directory: Path, search_path: list[str], packed: bytes, place: int, out: Path, kept: Path) -> int:
+    """With the directory and the search path of the run: what it names and imports is the same there."""
+    if directory.is_dir():
+        os.chdir(directory)
+    sys.path += [entry for entry in search_path if entry not in sys.path]
+    do, item = pickle.loads(packed)
+    return _complete_elsewhere(do, item, place, out, kept)
+
+
+def _await_seen(path: Path) -> None:
+    """Wait for a file that another node has written: a network file system may show it late."""
+    until = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"a worker of the Ray cluster has completed a part, but {path} is not to be seen here: all nodes need "
+                "the root by the same path, so give one with --root on a disk that they share"
+            )
+        time.sleep(POLL_SECONDS)
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # some file systems look anew only then
 
 
 def _address(machine: Machine) -> dict[str, Any]:

@@ -1,29 +1,23 @@
 """Parts of stages whose worker is killed the first time that it comes to the second one; worker processes import it."""
 
+import importlib
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
-from upweight.stages import deduplicate, ingest
 from upweight.store.parts import Tick
 
 KILLED = "killed"
 
 
-def _kill(name: str, place: int, out: Path) -> None:
-    """Leaves a file beside the artifact."""
-    mark = out.with_name(f"{out.name}-{name}-{KILLED}")
+def killed_once(module: str, name: str, item: Any, place: int, out: Path, tick: Tick) -> dict[str, Any]:
+    """A function of a stage, by its module and name; leaves a file beside the artifact when the worker is killed."""
+    mark = out.with_name(f"{out.name}{name}-{KILLED}")
     if place == 1 and not mark.exists():
+        done: Any = getattr(importlib.import_module(module), name)(item, place, out, tick)
+        assert done  # killed with all its files written, and before it could say so
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def read(item: Any, place: int, out: Path, tick: Tick) -> dict[str, Any]:
-    _kill("read", place, out)
-    return ingest._read(item, place, out, tick)
-
-
-def look(item: Any, place: int, out: Path, tick: Tick) -> dict[str, Any]:
-    _kill("look", place, out)
-    return deduplicate._look(item, place, out, tick)
+    found: dict[str, Any] = getattr(importlib.import_module(module), name)(item, place, out, tick)
+    return found

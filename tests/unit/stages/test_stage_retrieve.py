@@ -9,6 +9,7 @@ import pytest
 from upweight.core.errors import UserError
 from upweight.core.work import Estimate, Work
 from upweight.curate.seeds import SeedFile, SeedRule
+from upweight.curate.served_retrieval import ServedDatabase
 from upweight.stages import retrieve
 from upweight.store.parts import Tick
 from upweight.synthesize.stories import StoryDocuments
@@ -103,6 +104,49 @@ def test_seeds_from_a_file_need_no_tags(inputs: dict[str, Path], tmp_path: Path)
     seeds.write_text('{"question": "?"}\n')
     with pytest.raises(UserError, match='no "text"'):
         retrieve.run(config, Work(out, {"documents": inputs["documents"]}))
+
+
+def test_seed_files_of_one_name_are_all_read_and_named(inputs: dict[str, Path], tmp_path: Path) -> None:
+    texts = {"one": "Mia has 14 pens. She buys 23 more.", "two": "A train travels 60 miles in 2 hours."}
+    for folder, text in texts.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "my seeds.jsonl").write_text(json.dumps({"text": text}))
+    out = tmp_path / "out"
+    out.mkdir()
+    config = retrieve.Config(seeds=tuple(SeedFile(str(tmp_path / folder / "my seeds.jsonl")) for folder in texts))
+    summary = retrieve.run(config, Work(out, {"documents": inputs["documents"]}))
+    assert summary["seeds_by_source"] == {"my seeds.jsonl": 2}
+    shown = [json.loads(line)["excerpt"] for line in (out / "hits.jsonl").read_text().splitlines()]
+    assert shown == list(texts.values())
+
+
+def test_a_database_elsewhere_gives_the_same_and_spoils_nobodys_table(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"file://{tmp_path}/lance#stories"
+    table = tmp_path / "lance" / "stories.lance"
+    seeds = (SeedRule(("story-worked",), count=5, source_share=1.0),)
+
+    def done(name: str, **more: Any) -> dict[str, float]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        retrieve.run(retrieve.Config(seeds=seeds, hits=10, **more), Work(tmp_path / name, inputs, seed=5))
+        rows = parquet.read_table(tmp_path / name / "similarity.parquet").to_pylist()
+        return {row["document_id"]: row["similarity"] for row in rows}
+
+    here = done("here")
+    with monkeypatch.context() as killed:
+        killed.setattr(ServedDatabase, "search", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            done("elsewhere", database=uri)
+    assert table.exists()
+    with pytest.raises(UserError, match="there is such a table already"):
+        done("another", database=uri)
+    assert done("elsewhere", database=uri) == pytest.approx(here, abs=1e-5)  # the table is its own
+    assert not table.exists()
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["hits.jsonl", "similarity.parquet"]
+    assert done("kept", database=uri, keep_database=True) == pytest.approx(here, abs=1e-5)
+    assert table.exists()
+    assert (tmp_path / "kept" / "database.uri").read_text() == uri
 
 
 def test_wrong_inputs_are_named(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -34,3 +34,10 @@ def refused(item: int, place: int, out: Path, tick: Tick) -> dict[str, Any]:
     if item == 3:
         raise UserError("item 3 is wrong: mend it")
     return squared(item, place, out, tick)
+
+
+def equipped(item: int, place: int, out: Path, tick: Tick) -> dict[str, Any]:
+    """The graphics processors that Ray has given it."""
+    import ray
+
+    return {"gpus": ray.get_gpu_ids()}

@@ -1,4 +1,5 @@
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from tests.unit.store import part_work
 
 from upweight.core.errors import UserError
 from upweight.core.work import Bar, Machine, Work
+from upweight.store import parts
 from upweight.store.parts import forget, in_parts
 
 
@@ -56,6 +58,30 @@ def test_a_ray_cluster_gives_the_same_though_a_worker_is_killed(tmp_path: Path) 
     pytest.importorskip("ray")
     assert _squares(tmp_path, 2, part_work.killed_once, cluster="local")[0] == [0, 1, 4, 9, 16, 25]
     assert (tmp_path / "killed").exists()
+
+
+def test_on_a_ray_cluster_a_part_that_computes_on_cuda_has_a_gpu_of_its_own(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, num_gpus=1, log_to_driver=False, logging_level="error")
+    try:
+        work = Work(tmp_path, {}, Machine(device="cuda", cluster="local"))
+        for device, gpus in (("cuda", [0]), ("cpu", [])):
+            found = list(in_parts(part_work.equipped, range(2), work, Counted(), device, device=device))
+            assert [part["gpus"] for part in found] == [gpus, gpus]
+    finally:
+        ray.shutdown()
+
+
+def test_a_file_of_another_node_may_be_seen_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "SEEN_SECONDS", 5.0)
+    monkeypatch.setattr(parts, "POLL_SECONDS", 0.01)
+    late = threading.Timer(0.1, (tmp_path / "late").touch)
+    late.start()
+    parts._await_seen(tmp_path / "late")
+    late.join()
+    monkeypatch.setattr(parts, "SEEN_SECONDS", 0.05)
+    with pytest.raises(UserError, match="all nodes need the root by the same path"):
+        parts._await_seen(tmp_path / "never")
 
 
 def test_what_a_file_of_ones_own_defines_is_done_here(tmp_path: Path) -> None:
