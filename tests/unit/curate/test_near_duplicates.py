@@ -3,7 +3,15 @@ import random
 import numpy as np
 import pytest
 
-from upweight.curate.overlap import MinHash, _components, estimated_similarity, exact_key, near_duplicates, signatures
+from upweight.curate.overlap import (
+    MinHash,
+    _candidates,
+    _components,
+    estimated_similarity,
+    exact_key,
+    near_duplicates,
+    signatures,
+)
 from upweight.synthesize.stories import StoryDocuments
 
 CHANCE = random.Random(5)
@@ -48,6 +56,14 @@ def test_near_duplicates_without_blanks_between_words_are_found() -> None:
     texts = ["，".join(clauses[:30]), "，".join([*clauses[:14], clauses[50], *clauses[15:30]]), "，".join(clauses[30:])]
     # 12 of 360 characters are others: of 356 runs of five 16 are, J = 340 / 372 = 0.91
     assert near_duplicates(texts).tolist() == [0, 0, 2]
+
+
+def test_candidates_of_all_bands_are_told_once() -> None:
+    none = 0xFFFFFFFF  # a text without a word
+    signed = np.array([[1, 7], [none, none], [1, 7], [1, 8], [2, 8], [none, none]], np.uint32)
+    # 0, 2 and 3 share the first band: each with the one before and with the first; 3 and 4 the second, as 0 and 2 do
+    pairs = _candidates(signed, MinHash(bands=2, rows=1))
+    assert pairs.tolist() == [[0, 2], [0, 3], [2, 3], [3, 4]]
 
 
 def test_the_threshold_decides_over_pairs_that_resemble_each_other() -> None:
