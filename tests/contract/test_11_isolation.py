@@ -242,7 +242,15 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.sbrk.restype = ctypes.c_void_p
 libc.write.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 read, write = os.pipe()
-needle = bytes([78, 69, 69, 68, 76, 69, 72, 65, 89])  # so the text of this program does not hold it
+# in two parts, so that neither this program nor a page that it has read holds the whole unless an earlier program's does
+begin, rest = bytes([78, 69, 69, 68]), (76, 69, 72, 65, 89)
+def holds(content):
+    place = content.find(begin)
+    while place >= 0:
+        if tuple(content[place + 4 : place + 9]) == rest:
+            return True
+        place = content.find(begin, place + 1)
+    return False
 control = bytes([67, 79, 78]) + b"TROL" * 20
 end = libc.sbrk(0) & ~0xFFF
 places = {id(object()) & ~0xFFF, id(control) & ~0xFFF}
@@ -253,7 +261,7 @@ for page in dict.fromkeys(pages):
     # writing memory that is not there to a pipe fails, where reading it would crash
     if libc.write(write, page, 4096) == 4096:
         content = os.read(read, 4096)
-        found += needle in content and page != id(needle) & ~0xFFF
+        found += holds(content)
         held += control[:20] in content
 print(found, held > 0)
 """
