@@ -242,7 +242,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.sbrk.restype = ctypes.c_void_p
 libc.write.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 read, write = os.pipe()
-# in two parts, so that neither this program nor a page that it has read holds the whole unless an earlier program's does
+# in two parts: so neither this program nor a page that it has read holds the whole, unless an earlier program's does
 begin, rest = bytes([78, 69, 69, 68]), (76, 69, 72, 65, 89)
 def holds(content):
     place = content.find(begin)
