@@ -17,7 +17,7 @@ from upweight.model.heads import ScalarHead
 from upweight.model.weights import fingerprint, load
 from upweight.objectives.bradley_terry import BradleyTerry, RankedBatch
 from upweight.store.jsonl import read_jsonl
-from upweight.text.chat import encode_reply, render
+from upweight.text.chat import render, reply_tokens
 from upweight.text.tokenizer import Tokenizer
 from upweight.train.checkpoint import CheckpointConfig, discard
 from upweight.train.loader import EpochLoader
@@ -110,10 +110,7 @@ def _is_heldout(problem_id: str, share: float) -> bool:
 
 def _members(tokenizer: Tokenizer, pair: Pair) -> Members:
     prompt = tuple(render(tokenizer, pair.problem.messages))
-    chosen, rejected = (
-        (*prompt, *(member.tokens or encode_reply(tokenizer, prompt, member.text, ended=not member.truncated)))
-        for member in (pair.chosen, pair.rejected)
-    )
+    chosen, rejected = ((*prompt, *reply_tokens(tokenizer, prompt, member)) for member in (pair.chosen, pair.rejected))
     return chosen, rejected
 
 

@@ -12,21 +12,17 @@ from upweight.model.language_model import LanguageModel
 from upweight.model.logprobs import token_logprobs
 from upweight.model.precision import multiplied_in
 from upweight.objectives.dpd import EncodedPair, pair_batch
-from upweight.text.chat import encode_reply, render
+from upweight.text.chat import render, reply_tokens
 from upweight.text.tokenizer import Tokenizer
 
 
 def encode_pair(tokenizer: Tokenizer, pair: Pair) -> EncodedPair:
-    """The pair as tokens: those that were sampled where the records hold them, else the text and, unless it was cut
-    off, the end of turn.
+    """The pair as tokens, of its text where the records hold none.
 
     Raises UserError, naming the problem, where a response is empty and where both are the same.
     """
     prompt = render(tokenizer, pair.problem.messages)
-    chosen, rejected = (
-        tuple(member.tokens or encode_reply(tokenizer, prompt, member.text, ended=not member.truncated))
-        for member in (pair.chosen, pair.rejected)
-    )
+    chosen, rejected = (tuple(reply_tokens(tokenizer, prompt, member)) for member in (pair.chosen, pair.rejected))
     for name, member, tokens in (("chosen", pair.chosen, chosen), ("rejected", pair.rejected, rejected)):
         if not member.tokens and not member.text.strip():
             raise UserError(f"problem {pair.problem.id}: the {name} response of a pair is empty: drop the pair")

@@ -24,11 +24,20 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from upweight.core.errors import UserError
-from upweight.core.records import Message
+from upweight.core.records import Completion, Message
 from upweight.text.template import CHATML, PLAIN, render_text
 from upweight.text.tokenizer import Tokenizer
 
-__all__ = ["CHATML", "PLAIN", "EncodedConversation", "encode_conversation", "encode_reply", "encode_turns", "render"]
+__all__ = [
+    "CHATML",
+    "PLAIN",
+    "EncodedConversation",
+    "encode_conversation",
+    "encode_reply",
+    "encode_turns",
+    "render",
+    "reply_tokens",
+]
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -64,6 +73,12 @@ def encode_reply(tokenizer: Tokenizer, prompt: Sequence[int], text: str, *, ende
     last = prompt[-1] if prompt else None
     tokens = _tokens(tokenizer, _as_text(text, tokenizer.framing_names), last)
     return [*tokens, tokenizer.end_of_turn] if ended else tokens
+
+
+def reply_tokens(tokenizer: Tokenizer, prompt: Sequence[int], reply: Completion) -> list[int]:
+    """The tokens of a reply to `prompt`: those that were sampled where the record holds them, else those of its text
+    and, unless it was cut off, the end of turn."""
+    return list(reply.tokens) or encode_reply(tokenizer, prompt, reply.text, ended=not reply.truncated)
 
 
 def encode_conversation(

@@ -19,7 +19,7 @@ from upweight.core.batches import PADDING
 from upweight.core.protocols import Verifier
 from upweight.core.records import Completion, Problem, Verdict
 from upweight.model.heads import ScalarHead
-from upweight.text.chat import encode_reply, render
+from upweight.text.chat import render, reply_tokens
 from upweight.text.tokenizer import Tokenizer
 
 Scorer = Callable[[Problem, Sequence[Completion]], list[float]]
@@ -115,10 +115,7 @@ class RewardModelScorer:
 
     def __call__(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
         prompt = render(self.tokenizer, problem.messages)
-        sequences = [
-            [*prompt, *(one.tokens or encode_reply(self.tokenizer, prompt, one.text, ended=not one.truncated))]
-            for one in completions
-        ]
+        sequences = [[*prompt, *reply_tokens(self.tokenizer, prompt, one)] for one in completions]
         rewards: list[float] = []
         for start in range(0, len(sequences), self.batch_rows):
             rewards += self._forward(sequences[start : start + self.batch_rows]).tolist()
