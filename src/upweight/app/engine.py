@@ -24,6 +24,7 @@ from upweight.core.protocols import Limits
 from upweight.model.cache import cache_room
 from upweight.model.language_model import LanguageModel, load
 from upweight.model.logprobs import truncate
+from upweight.model.memory import keep_freed_memory
 from upweight.model.precision import DTYPES, Precision, usual_precision
 from upweight.rollout.local import draw
 from upweight.text.tokenizer import Tokenizer
@@ -180,6 +181,8 @@ class Engine:
         self._device = model.device
         room = cache_bytes or cache_room(self._device)
         self.rows = max(1, min(rows, room // max(1, model.cache_bytes(self.capacity))))
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._cache: Any = model.new_cache(rows=self.rows, capacity=self.capacity)
         self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._active: list[Request] = []

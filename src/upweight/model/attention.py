@@ -159,9 +159,15 @@ def attend_cached(
 ) -> Float[Tensor, "row time features"]:
     """Attention of new tokens over what a cache holds; no gradient."""
     row, kv_heads, group, time, size = query.shape
-    scores = torch.matmul(query.reshape(row, kv_heads, group * time, size), key.transpose(-1, -2)).mul_(size**-0.5)
-    scores.view(row, kv_heads, group, time, -1).add_(bias[:, None, None])
-    out = torch.matmul(torch.softmax(scores, dim=-1), value).view(row, kv_heads, group, time, size)
+    query = query.reshape(row, kv_heads, group * time, size)
+    if key.device.type == "cpu" and key.dtype == torch.bfloat16:
+        # the keys stand first, since what stands second is rearranged for the product
+        products = torch.matmul(key, query.transpose(-1, -2)).transpose(-1, -2)
+    else:
+        products = torch.matmul(query, key.transpose(-1, -2))
+    scores = torch.empty((row, kv_heads, group, time, key.shape[2]), dtype=key.dtype, device=key.device)
+    torch.add(bias[:, None, None], products.unflatten(2, (group, time)), alpha=size**-0.5, out=scores)
+    out = torch.matmul(torch.softmax(scores, dim=-1).flatten(2, 3), value).view(row, kv_heads, group, time, size)
     return out.permute(0, 3, 1, 2, 4).reshape(row, time, -1)
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from upweight.model.logprobs import add_product, compute_dtype, keeps_logits, positions_at_once
 from upweight.model.precision import wide_dtype
+from upweight.model.products import linear, mm
 
 Direction = Literal["forward", "reverse", "jensen_shannon"]
 LN_2 = math.log(2)
@@ -224,7 +225,7 @@ class _Terms(torch.autograd.Function):
             if targets is not None:
                 by_logit.addcmul_(found.probabilities, by_logprob[part, None].to(by_logit.dtype), value=-1)
                 by_logit.scatter_add_(1, targets[part, None], by_logprob[part, None].to(by_logit.dtype))
-            hidden_gradient[part] = by_logit @ matrix
+            hidden_gradient[part] = mm(by_logit, matrix)
             add_product(gradient, by_logit.t(), read)
         return hidden_gradient, gradient, None, None
 
@@ -254,7 +255,7 @@ def _chunk(
     settings: _Settings,
     sloped: bool,
 ) -> _Chunk:
-    logits = functional.linear(hidden, matrix).to(settings.wide)
+    logits = linear(hidden, matrix).to(settings.wide)
     vocab, compared = logits.shape[1], settings.vocabulary
     tempered = logits[:, :compared]
     if settings.temperature != 1.0:
@@ -263,7 +264,7 @@ def _chunk(
     teacher = settings.teacher
     if isinstance(teacher, LiveTeacher):
         assert teachers is not None
-        log_t = functional.linear(teacher.hidden[part].to(settings.dtype), teachers).to(settings.wide)
+        log_t = linear(teacher.hidden[part].to(settings.dtype), teachers).to(settings.wide)
         if settings.temperature != 1.0:
             log_t = log_t.div_(settings.temperature)
         log_t = log_t.log_softmax(-1)

@@ -31,12 +31,12 @@ class RmsNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
         if x.is_cuda and x.dtype == self.weight.dtype and not torch.is_grad_enabled():
             return functional.rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)  # one kernel, float32 within
+        wide: Tensor = widened(x)
+        if by_hand(x) and not torch.is_grad_enabled():
+            return _normed(wide, _inverse_size(wide, self.epsilon), self.weight.to(wide.dtype)).to(x.dtype)
         if not by_hand(x) or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
-            wide: Tensor = widened(x)
             wide = functional.rms_norm(wide, (x.shape[-1],), self.weight.to(wide.dtype), self.epsilon)
             return wide.to(x.dtype)
-        if not torch.is_grad_enabled():
-            return _normed(x, _inverse_size(x, self.epsilon), self.weight)
         normed: Tensor = _RmsNorm.apply(x, self.weight, self.epsilon)
         return normed
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from upweight.model import context
 from upweight.model.precision import wide_dtype
+from upweight.model.products import faster_in_float32, linear, mm
 
 CHUNK_LOGITS = 1 << 23
 """Logits held at once on a CPU (32 MB in fp32): a chunk is this many divided by the vocabulary, in positions."""
@@ -180,7 +180,7 @@ class _TokenScores(torch.autograd.Function):
             for start in range(0, count, settings.chunk):
                 part = slice(start, min(start + settings.chunk, count))
                 if _fuses(hidden, settings):
-                    logits = functional.linear(hidden[part].to(settings.dtype), matrix)
+                    logits = linear(hidden[part].to(settings.dtype), matrix)
                     logprobs[part], normaliser[part] = _fused_scores()(logits, targets[part], settings.temperature)
                     kept += [logits] if keeps else []
                     continue
@@ -207,7 +207,7 @@ class _TokenScores(torch.autograd.Function):
             part = slice(start, min(start + settings.chunk, len(hidden)))
             kept = waiting.pop() if waiting else None  # let go of as soon as it was used
             if _fuses(hidden, settings):
-                logits = functional.linear(hidden[part].to(settings.dtype), matrix) if kept is None else kept
+                logits = linear(hidden[part].to(settings.dtype), matrix) if kept is None else kept
                 weights = (normaliser[part], by_logprob[part], by_normaliser[part])
                 by_logit = _fused_gradient()(logits, targets[part], *weights, settings.temperature)
                 del kept, logits
@@ -217,7 +217,7 @@ class _TokenScores(torch.autograd.Function):
                 by_logit.mul_((by_normaliser[part] - by_logprob[part])[:, None])
                 by_logit.scatter_add_(1, targets[part, None], by_logprob[part, None])
                 by_logit = by_logit.to(settings.dtype)
-            hidden_gradient[part] = by_logit @ matrix
+            hidden_gradient[part] = mm(by_logit, matrix)
             add_product(gradient, by_logit.t(), hidden[part].to(settings.dtype))
         return hidden_gradient, gradient, None, None
 
@@ -262,7 +262,12 @@ def add_product(total: Float[Tensor, "rows columns"], left: Tensor, right: Tenso
     On a CPU each product is rounded to the dtype of its factors first: it has no kernel that would not.
     """
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        if total.dtype == torch.float32 and total.device.type == "cpu" and faster_in_float32():
+            for start in range(0, len(total), ROWS_ADDED):
+                rows = slice(start, start + ROWS_ADDED)
+                total[rows].add_(mm(left[rows], right))
+        else:
+            total.addmm_(left, right)
     elif total.device.type != "cuda" or total.dtype != torch.float32:
         for start in range(0, len(total), ROWS_ADDED):
             rows = slice(start, start + ROWS_ADDED)
@@ -287,7 +292,7 @@ def _adds_in_float32() -> bool:
 
 def _logits(hidden: Tensor, matrix: Tensor, targets: Tensor, settings: _Settings) -> Tensor:
     """Tempered logits of one chunk in float32 or wider, -inf outside the truncation but for the target."""
-    logits = functional.linear(hidden.to(settings.dtype), matrix).to(wide_dtype(settings.dtype))
+    logits = linear(hidden.to(settings.dtype), matrix).to(wide_dtype(settings.dtype))
     if settings.temperature != 1.0:
         logits = logits.div_(settings.temperature)
     if settings.truncates:

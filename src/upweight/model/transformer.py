@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from upweight.core.batches import PADDING
@@ -31,6 +30,7 @@ from upweight.model.cache import Cache, StepWindow, Window
 from upweight.model.config import ModelConfig
 from upweight.model.layers import RmsNorm, swiglu
 from upweight.model.logprobs import compute_dtype
+from upweight.model.products import Linear, by_packed, linear, pack, packed, packs
 from upweight.model.rope import RopeTable, rotate
 from upweight.model.step_graphs import StepGraphs
 
@@ -46,13 +46,13 @@ class Block(nn.Module):
         self.index = index
         slots = self.kv_heads * self.slots * self.size
         self.attention_norm = RmsNorm(config.width, config.norm_epsilon)
-        self.qkv = nn.Linear(config.width, slots, bias=config.qkv_bias)
+        self.qkv = Linear(config.width, slots, bias=config.qkv_bias)
         self.query_norm = RmsNorm(self.size, config.norm_epsilon) if config.qk_norm else None
         self.key_norm = RmsNorm(self.size, config.norm_epsilon) if config.qk_norm else None
-        self.out = nn.Linear(config.heads * self.size, config.width, bias=False)
+        self.out = Linear(config.heads * self.size, config.width, bias=False)
         self.ffn_norm = RmsNorm(config.width, config.norm_epsilon)
-        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, config.width, bias=False)
+        self.gate_up = Linear(config.width, 2 * config.ffn, bias=False)
+        self.down = Linear(config.ffn, config.width, bias=False)
 
     def forward(
         self, x: Float[Tensor, "row time width"], scope: Scope, *, compiled: bool = False
@@ -115,8 +115,19 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.norm = RmsNorm(config.width, config.norm_epsilon)
-        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tied else Linear(config.width, config.vocab_size, bias=False)
         self._rope = RopeTable(config.head_size, config.rope_base, config.rope_scaling)
+        self._packed: Tensor | None = None
+
+    def pack(self, rows: int) -> None:
+        """Only sample from now on, some `rows` at once: put weights into the order in which products read them fastest.
+
+        Where that gains nothing (model/products.py), nothing changes. Otherwise the model can no longer be trained,
+        saved or copied; the embedding and the unembedding stay as they are.
+        """
+        if packs(self.unembedding):
+            self._packed = packed(self.unembedding, rows)
+        pack(self.layers, rows)
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab width"]:
@@ -239,7 +250,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocab"]:
         """The logits of some hidden states; for every position of a batch use model/logprobs.py instead."""
-        return functional.linear(hidden, self.unembedding)
+        if self._packed is not None:
+            return by_packed(hidden, self._packed)
+        return linear(hidden, self.unembedding)
 
 
 @functools.cache

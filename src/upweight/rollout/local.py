@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from upweight.core.errors import UserError
 from upweight.core.identity import seed_for
@@ -34,7 +35,9 @@ from upweight.core.records import Completion
 from upweight.model.cache import HOST_BYTES, cache_room
 from upweight.model.language_model import LanguageModel, fingerprint, load
 from upweight.model.logprobs import truncate
+from upweight.model.memory import keep_freed_memory
 from upweight.model.precision import DTYPES, Precision
+from upweight.model.transformer import Transformer
 from upweight.text.chat import render
 from upweight.text.tokenizer import Tokenizer
 
@@ -43,6 +46,10 @@ PREFILL_SCORES = 1 << 24
 
 SHARE_ROWS = 32
 """Rows that a thread has at least where several decode side by side: with fewer, reading the weights is most of it."""
+
+DRAW_BLOCK = 128
+"""Tokens whose probabilities are added up at once to find where a draw falls: a running sum over a whole vocabulary is
+several times slower than the sums of its blocks."""
 
 BATCH_ROWS = 256
 """Completions decoded at once unless the caller says otherwise."""
@@ -142,6 +149,8 @@ class LocalSampler(Sampler):
             )
         if not read or count < 1:
             return [[] for _ in read]
+        if self.model.device.type == "cpu":
+            keep_freed_memory()
         total, model, streams = len(read) * count, self._rounded(), _Streams(read, limits)
         parts = self._threads(min(self.batch_rows, total))
         cuts = [total * part // parts for part in range(parts + 1)]
@@ -164,7 +173,14 @@ class LocalSampler(Sampler):
         """The model as it is now, in the precision that is sampled in; itself where that is its own."""
         if self.dtype in (None, self.model.unembedding.dtype):
             return self.model
-        return copy.deepcopy(self.model).to(self.dtype)
+        # rounded on the way: a copy of the weights as they are would be larger than what is kept of it
+        weights = {
+            id(weight): nn.Parameter(weight.detach().to(self.dtype), False) for weight in self.model.parameters()
+        }
+        model = copy.deepcopy(self.model, weights).to(self.dtype)
+        if isinstance(model, Transformer):
+            model.pack(self.batch_rows)
+        return model
 
     def _encode(self, prompt: Prompt) -> list[int]:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else render(self.tokenizer, prompt)
@@ -176,8 +192,10 @@ def open_local(
 ) -> LocalSampler:
     """A sampler of the checkpoint in `directory`, whose weights are held in `dtype`."""
     model, _ = load(directory, device=device, dtype=DTYPES[dtype])
-    tokenizer = Tokenizer.load(directory)
-    return LocalSampler(model.eval(), tokenizer, batch_rows=batch_rows, policy=fingerprint(model), fits=fits)
+    tokenizer, policy = Tokenizer.load(directory), fingerprint(model)
+    if isinstance(model, Transformer):
+        model.pack(batch_rows)
+    return LocalSampler(model.eval(), tokenizer, batch_rows=batch_rows, policy=policy, fits=fits)
 
 
 def planned_bytes(
@@ -376,15 +394,34 @@ def draw(
     """
     if limits.temperature == 0:
         return logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
-    scaled = logits.float() if limits.temperature == 1 else logits.float() / limits.temperature
-    scaled = truncate(scaled, top_p=limits.top_p, top_k=limits.top_k, min_p=limits.min_p)
-    probabilities = torch.softmax(scaled, dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    total = cumulative[:, -1]
-    # strictly below the total, so that the first step above it belongs to a token that has a probability
-    wanted = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulative, wanted[:, None], right=True)
-    return tokens[:, 0], probabilities.gather(1, tokens)[:, 0].log()
+    scaled = logits if limits.temperature == 1 else logits.float() / limits.temperature
+    if limits.top_p < 1 or limits.top_k > 0 or limits.min_p > 0:
+        scaled = truncate(scaled.float(), top_p=limits.top_p, top_k=limits.top_k, min_p=limits.min_p)
+    probabilities = torch.softmax(scaled, dim=-1, dtype=torch.float32)
+    missing = -probabilities.shape[1] % DRAW_BLOCK
+    blocks = functional.pad(probabilities, (0, missing)) if missing else probabilities
+    blocks = blocks.unflatten(1, (-1, DRAW_BLOCK))
+    masses = blocks.sum(dim=-1)
+    block, before = _invert(masses, uniform * masses.sum(dim=-1))
+    chosen = blocks[torch.arange(len(block), device=block.device), block]
+    place, _ = _invert(chosen, uniform * masses.sum(dim=-1) - before)
+    tokens = block * DRAW_BLOCK + place
+    return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
+
+
+def _invert(
+    masses: Float[Tensor, "row n"], wanted: Float[Tensor, " row"]
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """Where the running sum of the masses first exceeds what is wanted, and the sum before that place.
+
+    It is always a place that has a mass: rounding may ask for all of them or more, or for less than nothing.
+    """
+    sums = masses.cumsum(dim=-1)
+    total = sums[:, -1]
+    # strictly below the total, so that the first step above it belongs to a place that has a mass
+    below = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))
+    place = torch.searchsorted(sums, below.clamp(min=0)[:, None], right=True)
+    return place[:, 0], (sums.gather(1, place) - masses.gather(1, place))[:, 0]
 
 
 class _Streams:

@@ -27,6 +27,7 @@ from upweight.core.identity import plain
 from upweight.core.protocols import Objective
 from upweight.core.work import Machine
 from upweight.model import context
+from upweight.model.memory import keep_freed_memory
 from upweight.model.precision import multiplied_in
 from upweight.model.transformer import Transformer
 from upweight.train import cpu, parallel, sharding
@@ -122,7 +123,7 @@ def train(
     device = torch.device(machine.device)
     compiled = machine.compiles
     if device.type == "cpu":
-        cpu.keep_freed_memory()
+        keep_freed_memory()
         compiled = compiled and cpu.has_compiler()
     for part in policy.modules():
         if isinstance(part, Transformer):

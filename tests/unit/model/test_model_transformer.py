@@ -355,6 +355,21 @@ def test_bfloat16_runs_forwards_backwards_and_cached() -> None:
         assert (out.float() - exact).abs().mean() < 0.05
 
 
+def test_cached_steps_in_bfloat16_are_those_of_whole_reading() -> None:
+    """Rows of uneven lengths, a token at a time, where keys stand first in their product with the queries."""
+    model, read = make_model(config(), 0).to(torch.bfloat16), tokens(3, 12)
+    with torch.no_grad():
+        whole = model(read).float()
+        cache = Cache(model.config, rows=3, capacity=12, dtype=torch.bfloat16)
+        counts = [4, 7, 1]
+        model(read[:, :7], cache=cache, rows=range(3), counts=counts)
+        for step in range(5):
+            one = torch.stack([read[row, count + step] for row, count in enumerate(counts)])[:, None]
+            hidden = model(one, cache=cache).float()
+            for row, count in enumerate(counts):
+                assert (hidden[row, 0] - whole[row, count + step]).abs().mean() < 0.03
+
+
 def test_autocast_stays_close_and_its_gradients_reach_every_weight() -> None:
     model, read = make_model(config(qk_norm=True), 0), tokens(2, 70)
     segments = (torch.arange(70) // 23).expand(2, 70)

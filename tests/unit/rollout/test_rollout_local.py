@@ -64,6 +64,21 @@ def test_the_ends_of_the_uniform_range_draw_tokens_that_have_a_probability() -> 
     assert torch.isfinite(logprobs).all()
 
 
+@pytest.mark.parametrize("vocab", [256, 300])
+def test_a_draw_lands_where_the_running_sum_over_the_whole_vocabulary_does(vocab: int) -> None:
+    """Also in the last of its blocks, which may be shorter, and around blocks in which nothing may be drawn."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn((1, vocab), generator=generator).expand(20_000, vocab).clone()
+    logits[:, 128:256] = -math.inf
+    uniform = torch.rand(20_000, generator=generator)
+    tokens, _ = draw(logits, uniform, Limits(1))
+    exact = torch.softmax(logits[:1].double(), dim=-1).cumsum(dim=-1)
+    expected = torch.searchsorted(exact, uniform[None].double(), right=True)[0]
+    assert (tokens != expected).float().mean() < 1e-3  # rounding, on the edges between two tokens
+    assert int(tokens.max()) < vocab
+    assert not ((tokens >= 128) & (tokens < 256)).any()
+
+
 def test_greedy_takes_the_likeliest_and_is_certain_of_it(model: Transformer, tokenizer: Tokenizer) -> None:
     one, other = LocalSampler(model, tokenizer).sample(["3 and"], count=2, limits=Limits(8, temperature=0.0))[0]
     assert one.tokens == other.tokens
@@ -211,6 +226,10 @@ def test_a_checkpoint_is_opened_in_the_precision_asked_for(
     tokenizer.save(tmp_path)
     exact, rounded = (open_local(tmp_path, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert rounded.model.unembedding.dtype == torch.bfloat16
+    again = LocalSampler(exact.model, tokenizer, dtype="bfloat16").sample(["1 and"], count=2, limits=Limits(8))[0]
+    assert {one.tokens for one in again} == {
+        one.tokens for one in rounded.sample(["1 and"], count=2, limits=Limits(8))[0]
+    }
     assert exact.policy == open_local(tmp_path, device="cpu").policy != rounded.policy
     greedy = Limits(1, temperature=0.0)
     assert len(rounded.sample(["1 and"], count=1, limits=greedy)[0][0].tokens) == 1
