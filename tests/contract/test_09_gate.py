@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion, Message, Problem
-from upweight.synthesize.difficulty import Gate, measure
+from upweight.synthesize.difficulty import Gate, Measured, histogram, measure
 from upweight.verify.answers import AnswerVerifier
 
 
@@ -48,3 +48,11 @@ def test_the_bounds_themselves_are_outside() -> None:
 def test_the_successors_filter_is_a_choice_of_bounds() -> None:
     # one to five right of eight: strictly between 0 and 6/8
     assert kept(Gate(count=8, low=0.0, high=0.75), 8) == [1, 2, 3, 4, 5]
+
+
+def test_rates_that_read_alike_are_counted_together() -> None:
+    problem = Problem("p", (Message("user", "?"),), answer="1")
+    found = [Measured(problem, rate, 8, 0.0, None) for rate in (0.123451, 0.5, 0.123449)]
+    assert histogram(found, Gate())["rates"] == {"0.1234": 1, "0.1235": 1, "0.5": 1}
+    alike = [Measured(problem, rate, 8, 0.0, None) for rate in (0.123451, 0.5, 0.123452)]
+    assert histogram(alike, Gate())["rates"] == {"0.1235": 2, "0.5": 1}

@@ -167,6 +167,8 @@ class Grpo(Objective):
                 f"clip_low {self.clip_low}, clip_high {self.clip_high}, mismatch_bound {self.mismatch_bound}: expected "
                 "clip_low in (0, 1) and the others above 0"
             )
+        if self.normalise not in ("token", "sequence"):
+            raise UserError(f"normalise is {self.normalise!r}: expected 'token' or 'sequence'")
         if self.off_policy not in ("clip", "truncate") or self.truncation < 1:
             raise UserError(
                 f"off_policy {self.off_policy!r}, truncation {self.truncation}: expected 'clip' or 'truncate', and at "
@@ -241,6 +243,12 @@ class Grpo(Objective):
         Never empty: where all are truncated one batch of weight 0 comes back, and the trainer skips the step. Where no
         advantage differs from 0, one comes back that reads nothing.
         """
+        for completion in (item[1] for item in completions):
+            if completion.text and not completion.tokens:
+                raise UserError(
+                    f"a completion by {completion.policy!r} has a text and no tokens: GRPO trains on those that were "
+                    'sampled; use a sampler that reports them (of vLLM, extra={"return_token_ids": True})'
+                )
         whole = [item for item in completions if item[1].tokens and self._counts(item[1])]
         for completion in (item[1] for item in whole):
             if not completion.logprobs:

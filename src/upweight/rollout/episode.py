@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Sampler
 from upweight.core.records import Completion, Message
 from upweight.rollout.sandbox import Sandbox, SandboxLimits, shared_sandbox
@@ -29,6 +30,8 @@ LONGEST_RESULT = 4000
 """Characters of a tool's result that the model is shown; the middle of a longer one is left out."""
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_MARKS = ("<tool_call>", "</tool_call>")
+_IN_EVERY_CALL = (*_MARKS, "{", '"name"', "}")
 
 
 class ToolError(Exception):
@@ -77,7 +80,8 @@ class Episode:
     Attributes:
         messages: all of it, the prompt first.
         turns: what the model wrote, in order, and where in `messages` each stands.
-        stop: how the last turn stopped, or "turns" where the model still called tools when its turns were used up.
+        stop: how the last turn stopped, or "turns" where the model still called tools when its turns, or its room, were
+            used up.
     """
 
     messages: tuple[Message, ...]
@@ -99,14 +103,31 @@ def run_episodes(
     limits: Limits,
     count: int = 1,
     most_turns: int = 4,
+    fits: Callable[[Sequence[Message]], bool] = lambda messages: True,
 ) -> list[list[Episode]]:
     """`count` episodes for each prompt, all of them advanced together turn by turn.
 
     The tools are described in the system message. A call of an unknown tool, with arguments that are no JSON object, or
     refused by the tool, is answered with the reason. `limits` hold for each turn.
+
+    Args:
+        fits: whether a conversation leaves room for another turn. An episode that does not ends as one whose turns are
+            used up: what a tool returned must not end a whole run.
+
+    Raises UserError for a stop string that cuts calls short.
     """
     if most_turns < 1:
         raise ValueError(f"most_turns is {most_turns}: an episode has at least one turn")
+    cutting = [
+        stop
+        for stop in limits.stop
+        if any(stop in part for part in _IN_EVERY_CALL) or any(mark in stop for mark in _MARKS)
+    ]
+    if tools and cutting:
+        raise UserError(
+            f"the stop string {cutting[0]!r} cuts tool calls short, which are then not made: leave it out, "
+            "since a reply ends after its calls by itself"
+        )
     by_name = {tool.name: tool for tool in tools}
     starts = [_with_instructions(prompt, tools) for prompt in prompts]
     first = sampler.sample(starts, count=count, limits=limits)
@@ -116,7 +137,7 @@ def run_episodes(
         for completion in group
     ]
     for _ in range(most_turns - 1):
-        going = [index for index, episode in enumerate(episodes) if episode.stop == "turns"]
+        going = [index for index, one in enumerate(episodes) if one.stop == "turns" and fits(one.messages)]
         if not going:
             break
         replies = sampler.sample([episodes[index].messages for index in going], count=1, limits=limits)
@@ -155,13 +176,14 @@ def _advance(
 
 
 def _called_in(text: str) -> str:
-    """What stands after the thought: a call that is only thought about is not made.
+    """What stands after the thought: a call that is only thought about is not made, nor one in a thought without end.
 
     Nor is any beside several thoughts: chat templates do not write such a reply back as it was, so that the episode
     could not go on from what the model said.
     """
     several = text.count("<think>") > 1 or text.count("</think>") > 1
-    return "" if several else text.rpartition("</think>")[2]
+    after = text.rpartition("</think>")[2]
+    return "" if several or "<think>" in after else after
 
 
 def _answer(call: str, tools: Mapping[str, Tool]) -> str:

@@ -10,6 +10,7 @@ model before temperature and top-p unless it is started with `--logprobs-mode pr
 
 import json
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,10 @@ from upweight.core.records import Completion, Message
 from upweight.rollout.service import EndpointError, Read, Service, Unfit
 
 _ROUNDING_NATS = 1e-4
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: JSON can hold it, and no file of text."""
+_BROKEN_OFF = ("abort", "error")
+"""How servers say that a choice was not written to its end, and another attempt may be."""
 _STOPS = {"stop": "end", "length": "length", "tool_calls": "end", "function_call": "end"}
 
 
@@ -209,8 +214,10 @@ class RemoteSampler(Sampler):
             self.tokens_written += written if isinstance(written, int) else 0
 
     def _completions(self, reply: Any) -> list[Completion]:
+        if isinstance(reply, Mapping) and reply.get("error"):  # gateways say 200 before they know
+            raise Unfit(f"an error in place of an answer: {json.dumps(reply['error'])[:300]}")
         try:
-            choices = reply["choices"]
+            choices = [choice for choice in reply["choices"] if choice.get("finish_reason") not in _BROKEN_OFF]
             made = [self._completion(choice) for choice in choices]
         except (KeyError, TypeError, AttributeError) as error:
             raise EndpointError(
@@ -218,16 +225,20 @@ class RemoteSampler(Sampler):
                 f"{json.dumps(reply)[:300]}"
             ) from error
         if not made:
-            raise Unfit("an answer without choices")
+            raise Unfit("an answer without choices that were written to their end")
         return made
 
     def _completion(self, choice: Mapping[str, Any]) -> Completion:
         text = choice["message"]["content"] if "message" in choice else choice["text"]
+        if not isinstance(text, str | None):
+            raise TypeError(f"a text that is a {type(text).__name__}")
         stop = _STOPS.get(choice.get("finish_reason") or "stop", "error")
         if stop == "end" and isinstance(choice.get("stop_reason"), str):
             stop = "stop"  # vLLM names the stop string that was found
         tokens = tuple(choice.get("token_ids") or ())
-        return Completion(tokens, self._logprobs(choice, tokens), text or "", stop, self.policy)
+        if not all(type(token) is int and token >= 0 for token in tokens):
+            raise TypeError("token ids that are no numbers of tokens")
+        return Completion(tokens, self._logprobs(choice, tokens), _HALF.sub("\ufffd", text or ""), stop, self.policy)
 
     def _logprobs(self, choice: Mapping[str, Any], tokens: Sequence[int]) -> tuple[float, ...]:
         """One a token, or none. Raises EndpointError for numbers that no distribution gives."""

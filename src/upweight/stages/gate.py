@@ -145,6 +145,6 @@ def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
         sampled_flops=2.0 * model.parameters * tokens,
         memory_bytes=4 * model.parameters + planned_bytes(model.held_bytes, at_once, config.limits) + 5e8,
         disk_bytes=1500.0 * count,
-        records={"problems.jsonl": KEPT_SHARE * count},
+        records={"problems.jsonl": KEPT_SHARE * count, "measured.jsonl": count},
         seconds=0.003 * count * config.gate.count if config.reward.kind == "code" else 0.0,
     )

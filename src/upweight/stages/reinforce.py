@@ -46,6 +46,8 @@ from upweight.verify.reward import RewardConfig, open_verifier
 
 ALL_PROCESSES = True
 
+CHECKPOINTS_KEPT = 2
+
 CURVES = ("reward", "truncated_share", "mean_length", "repetition", "length_correlation", "judge")
 
 
@@ -105,12 +107,12 @@ class Config:
     vllm: sample with vLLM in its own process, to which the weights are pushed; None samples in this one.
     judge: a held-out verifier that watches for reward hacking and that nothing is trained on. One that needs a reward
         model takes that of the input "judge".
-    judge_every: steps between two looks of the judge.
+    judge_every: steps between two looks of the judge, at the batch that holds the step.
     learning_rate: constant after `warmup_steps`.
     interpolation: how far from the first to the last weights the checkpoint lies, above 0 and up to 1. Less than 1
         forgets less of what earlier stages taught (Ramé et al., arXiv 2406.16768, section 3.3).
     batch_tokens: tokens of one forward pass; the loss does not depend on it.
-    keep_rollouts_every: how often a step's rollouts are kept for the report.
+    keep_rollouts_every: how often, in steps, a batch's rollouts are kept for the report; the last ones always are.
     """
 
     reward: RewardConfig
@@ -160,10 +162,24 @@ class Config:
             )
         if not 0 < self.interpolation <= 1:
             raise UserError(f"interpolation is {self.interpolation}: expected above 0 and up to 1, the last weights")
-        if self.resample_rounds < 0 or self.judge_every < 1 or not 1 <= self.updates_a_batch <= self.problems_a_step:
+        if self.resample_rounds < 0 or not 1 <= self.updates_a_batch <= self.problems_a_step:
             raise UserError(
-                f"resample_rounds {self.resample_rounds}, judge_every {self.judge_every}, updates_a_batch "
-                f"{self.updates_a_batch}: expected 0 or more, 1 or more, and 1 to problems_a_step"
+                f"resample_rounds {self.resample_rounds}, updates_a_batch {self.updates_a_batch}: expected 0 or more, "
+                "and 1 to problems_a_step"
+            )
+        if self.judge_every < 1 or self.keep_rollouts_every < 1:
+            raise UserError(
+                f"judge_every {self.judge_every}, keep_rollouts_every {self.keep_rollouts_every}: expected 1 or more"
+            )
+        if self.refresh is not None and self.reward.relative:
+            raise UserError(
+                "the gate cannot be refreshed by the preference reward: win rates within a group always average 1/2, "
+                "so every problem would come into the pool. Leave refresh out"
+            )
+        if self.budget is not None and self.tools is not None:
+            raise UserError(
+                "a budget counts the tokens of the last turn, and the gate measured answers without tools: with tools "
+                "an answer would be as long as it likes. Leave one of the two out"
             )
 
 
@@ -174,6 +190,7 @@ class Parts:
     Attributes:
         problems: the pool that is sampled from.
         measured: what a refresh of the gate measures.
+        context: tokens that the sampler reads and writes at most; 0 where nobody knows.
     """
 
     sampler: Sampler
@@ -183,6 +200,7 @@ class Parts:
     measured: Sequence[Problem] = ()
     tools: Sequence[Tool] = ()
     judge: Verifier | None = None
+    context: int = 0
 
 
 class OnPolicy(Loader):
@@ -250,7 +268,8 @@ class OnPolicy(Loader):
         path = self._pending(step)
         path.parent.mkdir(exist_ok=True)
         write_jsonl(path, self._groups)
-        oldest = step - self.config.updates_a_batch - self.config.save_every_steps
+        # a checkpoint that cannot be read is removed by the user, and the one before it goes on
+        oldest = step - self.config.updates_a_batch - CHECKPOINTS_KEPT * self.config.save_every_steps
         for other in path.parent.glob("*.jsonl"):
             if int(other.stem) < oldest:
                 other.unlink()
@@ -287,6 +306,7 @@ class OnPolicy(Loader):
             limits=limits,
             tools=parts.tools,
             most_turns=config.tools.most_turns if config.tools else 1,
+            context=parts.context,
         )
 
     def _advantages(self, group: Group) -> list[float]:
@@ -359,6 +379,10 @@ class OnPolicy(Loader):
             return {}
         return {"staleness": float(sampler.staleness), "push_seconds": sampler.push_seconds}
 
+    def _holds(self, step: int, every: int) -> bool:
+        """Whether one of the steps of the batch that begins with `step` is a multiple of `every`."""
+        return -step % every < self.config.updates_a_batch
+
     def _record(self, step: int, groups: Sequence[Group], kept: int) -> None:
         rollouts = [group.rollout for group in groups]
         completions = [completion for rollout in rollouts for completion in rollout.completions]
@@ -369,9 +393,9 @@ class OnPolicy(Loader):
             if not completion.truncated
         ]
         useful = [any(self._advantages(group)) for group in groups]
-        lengths = [len(completion.tokens) for completion in completions]
+        lengths = [sum(sum(one.wrote) for one in parts) for group in groups for parts in group.sequences]
         judged: list[Any] = []
-        if self.parts.judge is not None and step % self.config.judge_every == 0:
+        if self.parts.judge is not None and self._holds(step, self.config.judge_every):
             judged = [self.parts.judge.score(rollout.problem, rollout.completions) for rollout in rollouts]
         self.monitor.record(
             rollout_step=step + 1,
@@ -386,7 +410,8 @@ class OnPolicy(Loader):
             **hacking.figures(rollouts, judged),
             **self._lag(),
         )
-        if step % self.config.keep_rollouts_every == 0 or step == self.config.steps - 1:
+        last = step + self.config.updates_a_batch >= self.config.steps
+        if last or self._holds(step, self.config.keep_rollouts_every):
             folder = self.out / "rollouts"
             folder.mkdir(exist_ok=True)
             write_jsonl(folder / f"step-{step + 1:05d}.jsonl", rollouts)
@@ -442,6 +467,7 @@ def run(config: Config, work: Work) -> Summary:
                 [one.problem for one in before],
                 tools,
                 judge,
+                (config.vllm.context if config.vllm else 0) or model.config.max_context,
             ),
             config,
             seed=work.seed,
@@ -457,7 +483,9 @@ def run(config: Config, work: Work) -> Summary:
             ),
             optimizer=config.optimizer,
             machine=work.machine,
-            checkpoint=CheckpointConfig(work.out / "checkpoints", every_steps=config.save_every_steps),
+            checkpoint=CheckpointConfig(
+                work.out / "checkpoints", every_steps=config.save_every_steps, keep=CHECKPOINTS_KEPT
+            ),
             dtype=config.dtype,
         )
         mismatch = 0.0
@@ -470,7 +498,8 @@ def run(config: Config, work: Work) -> Summary:
             machine=work.machine,
             dtype=config.dtype,
         ):
-            mismatch = max(mismatch, report.terms.get("logprob_difference", 0.0))
+            if _is_first(config, report.step):
+                mismatch = max(mismatch, report.terms.get("logprob_difference", 0.0))
     if config.interpolation < 1:
         interpolate(model, load(source)[0], config.interpolation)
     save(model, work.out / "model")
@@ -478,7 +507,8 @@ def run(config: Config, work: Work) -> Summary:
     discard(work.out / "checkpoints")
     shutil.rmtree(work.out / "pending", ignore_errors=True)
     curves = {name: _curve(work.out / "metrics.jsonl", name) for name in CURVES}
-    mismatch = max([mismatch, *_curve(work.out / "metrics.jsonl", "logprob_difference", by="step")])
+    differences = _by_step(work.out / "metrics.jsonl", "logprob_difference", "step")
+    mismatch = max([mismatch, *(value for step, value in differences.items() if _is_first(config, step))])
     warnings = hacking.warnings(curves)
     for warning in warnings:
         work.monitor.say(f"reward hacking? {warning}")
@@ -511,31 +541,52 @@ def _usual_lengths(before: Sequence[Measured], work: Work) -> dict[str, float]:
     return usual
 
 
-def _curve(path: Path, name: str, by: str = "rollout_step") -> list[float]:
-    """The values of one metric by step; a resumed run may have written a step twice, the later one counts."""
-    if not path.exists():
-        return []
-    by_step: dict[int, float] = {}
-    for row in map(json.loads, path.read_text().splitlines()):
-        if by in row and name in row:
-            by_step[row[by]] = row[name]
+def _is_first(config: Config, step: int) -> bool:
+    """Whether the update of this step, counted from 1, is the first of its batch: by the weights that sampled it."""
+    return (step - 1) % config.updates_a_batch == 0
+
+
+def _curve(path: Path, name: str) -> list[float]:
+    """The values of one metric of the rollouts, by step."""
+    by_step = _by_step(path, name, "rollout_step")
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _by_step(path: Path, name: str, counter: str) -> dict[int, float]:
+    """One metric by the counter of its row; a resumed run may have written a step twice, the later one counts."""
+    if not path.exists():
+        return {}
+    rows = map(json.loads, path.read_text().splitlines())
+    return {row[counter]: row[name] for row in rows if counter in row and name in row}
 
 
 def estimate(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     """Each completion takes half of the tokens allowed, is sampled once and trained on once; a group shares a prompt of
-    about twice its length. A step samples, frees what that held, and trains."""
+    about twice its length. A step samples, frees what that held, and trains. Of several updates of a batch the first
+    one alone samples. What dynamic sampling and further turns take besides is not known."""
     model = inputs["model"]
-    completions = config.steps * config.problems_a_step * config.group
+    completions = config.steps / config.updates_a_batch * config.problems_a_step * config.group
     tokens = completions * config.limits.max_new_tokens / 2
+    measuring = _measured_again(config, inputs["problems"].records if "problems" in inputs else {})
+    sampled = tokens + measuring * config.limits.max_new_tokens / 2
     held = planned_bytes(model.held_bytes, config.problems_a_step * config.group, config.limits)
     return Estimate(
         tokens=tokens,
-        flops=model.parameters * tokens * (2 + 6 * (1 + 2 / config.group)),
-        sampled_flops=model.parameters * tokens * 2,
+        flops=model.parameters * (2 * sampled + 6 * tokens * (1 + 2 / config.group)),
+        sampled_flops=model.parameters * sampled * 2,
         memory_bytes=16 * model.parameters + max(config.batch_tokens * model.token_bytes, held) + 6e8,
         disk_bytes=4 * model.parameters,
         parameters=model.parameters,
         token_bytes=model.token_bytes,
         held_bytes=model.held_bytes,
     )
+
+
+def _measured_again(config: Config, records: Mapping[str, float | int]) -> float:
+    """Completions that the refreshed gate takes, as far as the gate before the stage says what it measures."""
+    if config.refresh is None:
+        return 0.0
+    times = (config.steps - 1) // config.refresh.every
+    kept = float(records.get("problems.jsonl", 0.0))
+    problems = float(records.get("measured.jsonl", kept)) if config.refresh.dropped else kept
+    return times * problems * config.refresh.gate.count

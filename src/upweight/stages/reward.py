@@ -121,7 +121,7 @@ def ranked_batch(pairs: Sequence[Members], row_tokens: int) -> RankedBatch:
     return RankedBatch(pack(strips, row_tokens), 2 * numbers, 2 * numbers + 1)
 
 
-def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dict[str, float]:
+def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dict[str, float | None]:
     """Accuracy on held-out pairs, and whether the score follows length more than the preferences themselves do."""
     differences: list[float] = []
     for start in range(0, len(pairs), config.pairs_a_batch):
@@ -135,7 +135,7 @@ def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dic
     return {
         "heldout_pairs": len(pairs),
         "heldout_accuracy": round(sum(difference > 0 for difference in differences) / len(pairs), 4),
-        "accuracy_where_chosen_is_longer": round(sum(by_length) / max(1, len(by_length)), 4),
+        "accuracy_where_chosen_is_longer": round(sum(by_length) / len(by_length), 4) if by_length else None,
         "length_bias": round(length_bias(differences, longer), 4),
     }
 

@@ -89,7 +89,7 @@ def histogram(found: Sequence[Measured], gate: Gate) -> Mapping[str, object]:
         "mean_rate": round(fmean(one.rate for one in found), 4) if found else None,
         "mean_rate_kept": round(fmean(one.rate for one in kept), 4) if kept else None,
         "truncated_share": round(fmean(one.truncated_share for one in found), 4) if found else None,
-        "rates": {f"{rate:.4g}": number for rate, number in sorted(Counter(one.rate for one in found).items())},
+        "rates": dict(Counter(f"{rate:.4g}" for rate in sorted(one.rate for one in found))),
         "bounds": [gate.low, gate.high],
         "samples": gate.count,
     }

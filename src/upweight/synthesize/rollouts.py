@@ -6,7 +6,7 @@ from typing import Literal
 
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Sampler, Verifier
-from upweight.core.records import Completion, Problem, Rollout
+from upweight.core.records import Completion, Message, Problem, Rollout
 from upweight.rollout.episode import Episode, Tool, python_tool, run_episodes, training_sequences
 from upweight.rollout.sandbox import Sandbox, SandboxLimits
 from upweight.text.chat import render
@@ -64,14 +64,23 @@ def gather(
     limits: Limits,
     tools: Sequence[Tool] = (),
     most_turns: int = 1,
+    context: int = 0,
 ) -> list[Group]:
     """`count` completions of each problem by `sampler`, judged by `verifier` a group at a time.
 
     With tools, a completion is the last turn of an episode; what is trained are all of its turns.
+
+    Args:
+        context: tokens that the model reads and writes at most: an episode that leaves no room for another turn within
+            them counts as truncated. 0 leaves that to the sampler.
     """
     prompts = [problem.messages for problem in problems]
     if tools:
-        told = run_episodes(sampler, prompts, tools=tools, limits=limits, count=count, most_turns=most_turns)
+
+        def fits(messages: Sequence[Message]) -> bool:
+            return not context or len(render(tokenizer, messages)) + limits.max_new_tokens <= context
+
+        told = run_episodes(sampler, prompts, tools=tools, limits=limits, count=count, most_turns=most_turns, fits=fits)
         completions = [[episode.completion for episode in episodes] for episodes in told]
         sequences = [[_of_episode(tokenizer, episode) for episode in episodes] for episodes in told]
     else:
@@ -93,12 +102,10 @@ def _whole(prompt: tuple[int, ...], completion: Completion) -> Sequenced:
 def _of_episode(tokenizer: Tokenizer, episode: Episode) -> tuple[Sequenced, ...]:
     """Nothing of what tools returned is trained; an episode without an end is truncated in all of its parts."""
     last = episode.completion
-    known = all(completion.logprobs for _, completion in episode.turns)
+    known = all(completion.logprobs for _, completion in episode.turns if completion.tokens)
     made = []
     for part in training_sequences(tokenizer, episode):
-        if not any(part.trained):
-            continue
-        start = part.trained.index(True)
+        start = part.trained.index(True) if any(part.trained) else len(part.tokens)
         logprobs = tuple(part.logprobs[start:]) if known else ()
         completion = Completion(tuple(part.tokens[start:]), logprobs, last.text, last.stop, last.policy)
         made.append(Sequenced(tuple(part.tokens[:start]), completion, tuple(part.trained[start:])))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from upweight.core.errors import UserError
 from upweight.core.records import Completion
 from upweight.model.config import ModelConfig
 from upweight.model.transformer import Transformer, make_model
@@ -154,3 +155,13 @@ def test_loss_and_gradient_are_those_of_the_equation(
             assert torch.allclose(one.grad, expected[name], atol=5e-6), name
     stopped = sum(float(part.terms["clip_share"].total) for part in parts)
     assert 0 < stopped < sum(len(one.tokens) for one in whole)  # both branches were taken
+
+
+def test_what_cannot_be_trained_on_is_refused() -> None:
+    untold = Completion((), (), "4", "end", "an endpoint")
+    with pytest.raises(UserError, match="'an endpoint' has a text and no tokens"):
+        Grpo().batches([((1, 2), untold, 1.0)], row_tokens=16)
+    (batch,) = Grpo().batches([((1, 2), Completion((), (), "", "length", "no room"), 0.0)], row_tokens=16)
+    assert batch.token_count == 0
+    with pytest.raises(UserError, match="normalise is 'sequences'"):
+        Grpo(normalise="sequences")  # type: ignore[arg-type]

@@ -111,6 +111,24 @@ def test_a_call_beside_several_thoughts_ends_the_episode(thought: str) -> None:
     assert len(other.turns) == 2
 
 
+def test_a_call_in_a_thought_without_end_is_not_made() -> None:
+    asked = "<think>I might say " + call('{"a": 1, "b": 1}')
+    ((episode,),) = run_episodes(scripted(asked, "ok"), [ASK], tools=[ADD], limits=LIMITS)
+    assert (len(episode.turns), episode.stop) == (1, "end")
+
+
+@pytest.mark.parametrize("stop", ["</tool_call>", "</tool_call>\n", "}", "call>"])
+def test_a_stop_string_that_cuts_calls_short_is_refused(stop: str) -> None:
+    limits = replace(LIMITS, stop=("\n\n", stop))
+    with pytest.raises(UserError, match="cuts tool calls short"):
+        run_episodes(scripted(call("{}"), "ok"), [ASK], tools=[ADD], limits=limits)
+    ((episode,),) = run_episodes(scripted("ok"), [ASK], tools=[], limits=limits)
+    assert episode.completion.text == "ok"
+    other = replace(LIMITS, stop=("\n\n", "\\boxed{"))
+    ((episode,),) = run_episodes(scripted("ok"), [ASK], tools=[ADD], limits=other)
+    assert episode.completion.text == "ok"
+
+
 def test_turns_are_bounded_and_endless_callers_count_as_truncated() -> None:
     endless = ScriptedSampler({"*": call('{"a": 1, "b": 1}')})
     ((episode,),) = run_episodes(endless, [ASK], tools=[ADD], limits=LIMITS, most_turns=3)

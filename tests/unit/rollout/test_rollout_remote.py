@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from upweight.core.protocols import Limits
 from upweight.core.records import Message
 from upweight.rollout.remote import RemoteSampler
 from upweight.rollout.service import EndpointError
+from upweight.store.jsonl import write_jsonl
 
 QUESTION = (Message("user", "2 + 2?"),)
 
@@ -177,10 +179,23 @@ def break_off(handler: BaseHTTPRequestHandler) -> None:
         lambda handler: reply(handler, {"error": "slow down"}, 429, retry_after="0.02"),
         lambda handler: reply(handler, b"<html>gateway</html>"),
         lambda handler: reply(handler, {"choices": []}),
+        lambda handler: reply(handler, {"error": {"code": 502, "message": "no provider"}}),
+        lambda handler: reply(handler, {"choices": [chat("4 or", "abort")]}),
         lambda handler: reply(handler, b"no gzip", content_encoding="gzip"),
         lambda handler: time.sleep(0.5),
     ],
-    ids=["hangs up", "breaks off", "busy", "too many", "no JSON", "no choices", "garbled", "slow"],
+    ids=[
+        "hangs up",
+        "breaks off",
+        "busy",
+        "too many",
+        "no JSON",
+        "no choices",
+        "an error",
+        "aborted",
+        "garbled",
+        "slow",
+    ],
 )
 def test_a_failure_that_passes_is_outlasted(
     endpoint: Endpoint, failure: Callable[[BaseHTTPRequestHandler], None]
@@ -252,3 +267,38 @@ def test_a_usage_that_is_none_is_passed_over(endpoint: Endpoint) -> None:
     sampler = endpoint.sampler()
     assert sampler.sample([QUESTION], count=1, limits=Limits(2))[0][0].text == "4"
     assert (sampler.tokens_read, sampler.tokens_written) == (0, 0)
+
+
+def test_a_choice_that_broke_off_is_asked_for_again(endpoint: Endpoint) -> None:
+    answers = [[chat("one"), chat("tw", "error"), chat("three", "content_filter")], [chat("two")]]
+    endpoint.answer = lambda handler, body, number: reply(handler, {"choices": answers[number - 1]})
+    group = endpoint.sampler().sample([QUESTION], count=3, limits=Limits(2))[0]
+    # what a filter stopped would be stopped again: it stays, marked
+    assert [(c.text, c.stop) for c in group] == [("one", "end"), ("three", "error"), ("two", "end")]
+    assert [body["n"] for body in endpoint.bodies] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"content": [{"type": "text", "text": "4"}]}, "finish_reason": "stop"},
+        chat("4", token_ids=["token_id:4"]),
+        chat("4", token_ids="ab"),
+        chat("4", token_ids=[1.5]),
+        chat("4", token_ids=[-1]),
+    ],
+    ids=["text in parts", "named tokens", "a text of tokens", "a fraction", "below 0"],
+)
+def test_what_is_no_text_and_no_tokens_is_refused(endpoint: Endpoint, choice: Any) -> None:
+    endpoint.answer = lambda handler, body, number: reply(handler, {"choices": [choice]})
+    with pytest.raises(EndpointError, match="does not answer as OpenAI's interface does"):
+        endpoint.sampler().sample([QUESTION], count=1, limits=Limits(2))
+
+
+def test_half_of_a_surrogate_pair_is_replaced(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.answer = lambda handler, body, number: reply(
+        handler, b'{"choices": [{"text": "a \\ud83d b \\ud83d\\ude00"}]}'
+    )
+    (completion,) = endpoint.sampler().sample(["?"], count=1, limits=Limits(2))[0]
+    assert completion.text == "a \ufffd b \U0001f600"
+    assert write_jsonl(tmp_path / "kept.jsonl", [completion]) == 1

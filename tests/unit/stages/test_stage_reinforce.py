@@ -1,6 +1,7 @@
 """reinforce: its options, its figures, and that a killed run ends as one that was not."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from small_models import checkpoint, work
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits, Prompt, Sampler, Verifier
 from upweight.core.records import Completion, Message, Problem, Verdict
-from upweight.core.work import Work
+from upweight.core.work import Estimate, Work
 from upweight.model.weights import fingerprint, load
 from upweight.objectives.grpo import Grpo
 from upweight.rollout.episode import Tool
@@ -23,11 +24,12 @@ from upweight.stages import reinforce
 from upweight.stages.reinforce import Budget, Config, OnPolicy, Parts, Refresh
 from upweight.store.jsonl import write_jsonl
 from upweight.synthesize.difficulty import Gate, Measured
+from upweight.synthesize.rollouts import Tools
 from upweight.text.tokenizer import Tokenizer
 from upweight.train import checkpoint as checkpoints
 from upweight.train.optimizer import OptimizerConfig
 from upweight.train.timeline import Setting
-from upweight.verify.reward import RewardConfig
+from upweight.verify.reward import RewardConfig, Weighted
 
 PROBLEMS = [Problem(str(n), (Message("user", f"what is {n}?"),), answer="1", source="s") for n in range(6)]
 SETTING = Setting("rl", 0.1, {}, 64, 0.0, 0, 4)
@@ -145,7 +147,9 @@ def test_the_checkpoint_lies_between_the_first_and_the_last_weights(tmp_path: Pa
 def test_a_killed_run_goes_on_as_it_would_have(
     tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    config = replace(CONFIG, refresh=Refresh(every=2, gate=Gate(4, low=-1.0, high=2.0)), **changes)
+    # nine in ten completions of a random model are cut off: masked, hardly a step would train
+    objective = Grpo(mask_truncated=False)
+    config = replace(CONFIG, refresh=Refresh(every=2, gate=Gate(4, low=-1.0, high=2.0)), objective=objective, **changes)
     _, whole = run(config, tmp_path, inputs, "whole")
     write, steps = checkpoints.Checkpoints.write, []
 
@@ -162,6 +166,92 @@ def test_a_killed_run_goes_on_as_it_would_have(
     done, resumed = run(config, tmp_path, inputs, "killed")
     assert resumed["weights"] == whole["weights"]
     assert not (done.out / "pending").exists()
+
+
+def test_a_run_whose_last_checkpoint_is_lost_goes_on_from_the_one_before(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = Grpo(mask_truncated=False)
+    config = replace(CONFIG, steps=15, updates_a_batch=3, save_every_steps=5, objective=objective)
+    done, whole = run(config, tmp_path, inputs, "whole")
+    # of two implementations of the same weights: where the policy has moved on a difference says nothing of them
+    largest = max(row.get("logprob_difference", 0.0) for row in done.monitor.rows)  # type: ignore[attr-defined]
+    assert 0 < whole["largest_logprob_difference"] < 1e-4 < largest
+    write = checkpoints.Checkpoints.write
+
+    def dying(self: Any, *args: Any, counters: Any, **kwargs: Any) -> None:
+        if counters["step"] == 15:
+            raise KeyboardInterrupt
+        write(self, *args, counters=counters, **kwargs)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "write", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path, inputs, "killed")
+    monkeypatch.setattr(checkpoints.Checkpoints, "write", write)
+    # five updates are within the batch of those from 3 on; those from 6, 9 and 12 on were sampled since
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step-000000010")
+    assert run(config, tmp_path, inputs, "killed")[1]["weights"] == whole["weights"]
+
+
+def test_the_judge_looks_and_rollouts_are_kept_as_often_as_asked(tmp_path: Path, model: Path) -> None:
+    config = replace(CONFIG, steps=16, updates_a_batch=3, judge_every=5, keep_rollouts_every=7)
+    made = loader(replace(config, objective=Grpo(mismatch_bound=100.0)), Fixed([]), tmp_path, model)
+    made.parts = replace(made.parts, judge=Parity())
+    for _ in range(config.steps):
+        made.next(SETTING)
+    # batches begin with steps 0, 3, 6, 9, 12 and 15; those of 0, 3 (5), 9 (10) and 15 hold a multiple of 5
+    rows = made.monitor.rows  # type: ignore[attr-defined]
+    assert [row["rollout_step"] for row in rows if "judge" in row] == [1, 4, 10, 16]
+    # and those of 0, 6 (7) and 12 (14) one of 7; the last is always kept
+    assert [path.name[5:10] for path in sorted((tmp_path / "rollouts").iterdir())] == [
+        "00001",
+        "00007",
+        "00013",
+        "00016",
+    ]
+
+
+def test_a_plan_samples_a_batch_once_whatever_its_updates_and_measures_again(tmp_path: Path) -> None:
+    given = {
+        "model": Estimate(parameters=1e6),
+        "problems": Estimate(records={"problems.jsonl": 60, "measured.jsonl": 100}),
+    }
+    config = replace(CONFIG, steps=40, problems_a_step=8, group=4, limits=Limits(100))
+    plain = reinforce.estimate(config, given)
+    # 40 x 8 x 4 completions of 50 tokens
+    assert plain.tokens == 64_000
+    assert plain.sampled_flops == 2e6 * 64_000
+    assert reinforce.estimate(replace(config, updates_a_batch=4), given).flops == plain.flops / 4
+    # after steps 15 and 30: 2 x 100 problems x 8 samples, or 2 x 60 x 8, of 50 tokens
+    for dropped, measured in ((True, 80_000), (False, 48_000)):
+        again = reinforce.estimate(replace(config, refresh=Refresh(every=15, gate=Gate(8), dropped=dropped)), given)
+        assert again.flops - plain.flops == pytest.approx(2e6 * measured)
+        assert again.sampled_flops - plain.sampled_flops == pytest.approx(2e6 * measured)
+        assert again.tokens == plain.tokens
+
+
+def test_the_length_of_an_episode_is_that_of_all_its_turns(tmp_path: Path, model: Path) -> None:
+    @dataclass
+    class Calls(Sampler):
+        tokenizer: Tokenizer
+
+        def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+            return [[self.reply(prompt) for _ in range(count)] for prompt in prompts]
+
+        def reply(self, prompt: Prompt) -> Completion:
+            text = "12" if prompt[-1].role == "tool" else '<tool_call>{"name": "t"}</tool_call>'  # type: ignore[union-attr]
+            tokens = (*self.tokenizer.encode(text), self.tokenizer.end_of_turn)
+            return Completion(tokens, (-1.0,) * len(tokens), text, "end", "calls")
+
+    tokenizer = Tokenizer.load(model / "model")
+    made = loader(
+        replace(CONFIG, tools=Tools(), objective=Grpo(mismatch_bound=100.0)), Calls(tokenizer), tmp_path, model
+    )
+    made.parts = replace(made.parts, tools=[Tool("t", "", {}, lambda arguments: "sure")])
+    made.next(SETTING)
+    turns = len(tokenizer.encode('<tool_call>{"name": "t"}</tool_call>')) + 1, len(tokenizer.encode("12")) + 1
+    row = made.monitor.rows[0]  # type: ignore[attr-defined]
+    assert (row["mean_length"], row["longest"]) == (sum(turns), sum(turns))
 
 
 def loader(
@@ -263,6 +353,16 @@ def test_options_that_make_no_sense_are_refused() -> None:
         Budget(slack=0.5)
     with pytest.raises(UserError, match="every 0 steps"):
         Refresh(every=0)
+    with pytest.raises(UserError, match="keep_rollouts_every 0"):
+        replace(CONFIG, keep_rollouts_every=0)
+    for relative in (
+        RewardConfig("preference"),
+        RewardConfig(mixture=(Weighted("taste", 0.5, RewardConfig("judge")), Weighted("right", 0.5, RewardConfig()))),
+    ):
+        with pytest.raises(UserError, match="win rates within a group always average 1/2"):
+            replace(CONFIG, reward=relative, refresh=Refresh())
+    with pytest.raises(UserError, match="a budget counts the tokens of the last turn"):
+        replace(CONFIG, budget=Budget(), tools=Tools())
 
 
 def test_a_refresh_lets_the_policy_use_its_tools(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

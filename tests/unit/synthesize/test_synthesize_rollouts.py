@@ -11,7 +11,7 @@ from upweight.core.records import Message, Problem
 from upweight.objectives.grpo import Grpo
 from upweight.rollout.episode import Tool
 from upweight.rollout.scripted import ScriptedSampler
-from upweight.synthesize.rollouts import Tools, gather
+from upweight.synthesize.rollouts import Group, Tools, gather
 from upweight.text.chat import CHATML, render
 from upweight.text.tokenizer import Tokenizer
 from upweight.verify.answers import AnswerVerifier
@@ -81,6 +81,46 @@ def test_an_episode_without_an_end_is_truncated_in_all_its_parts(tokenizer: Toke
     assert all(one.completion.truncated for one in group.sequences[0])
     (batch,) = Grpo().batches([(one.prompt, one.completion, 1.0) for one in group.sequences[0]], row_tokens=500)
     assert batch.token_count == 0
+
+
+def test_an_episode_without_room_for_another_turn_is_truncated(tokenizer: Tokenizer) -> None:
+    """What a tool returns must not end a run: a sampler refuses what its context has no room for."""
+    long = Tool("add", "Adds.", {}, lambda arguments: "5 " * 100)
+    sampler = ScriptedSampler(says, tokenizer=tokenizer)
+
+    def made(context: int) -> Group:
+        (group,) = gather(
+            sampler,
+            tokenizer,
+            AnswerVerifier(),
+            [PROBLEM],
+            count=2,
+            limits=Limits(80),
+            tools=[long],
+            most_turns=3,
+            context=context,
+        )
+        return group
+
+    whole = made(0)
+    assert [one.truncated for one in whole.rollout.completions] == [False, False]
+    ((only,), _) = whole.sequences
+    answered = len(tokenizer.encode("The answer is 5")) + 1
+    needed = len(only.prompt) + len(only.completion.tokens) - answered + 80
+    assert made(needed).rollout == whole.rollout
+    short = made(needed - 1)
+    assert [one.truncated for one in short.rollout.completions] == [True, False]
+    assert short.rollout.verdicts[0].reason == "truncated"
+
+
+def test_an_episode_whose_sampler_tells_no_tokens_is_refused() -> None:
+    read = Tokenizer.train(["5"], 300, chat_template=CHATML)
+    (group,) = gather(
+        ScriptedSampler(says), read, AnswerVerifier(), [PROBLEM], count=1, limits=Limits(80), tools=[ADD], most_turns=3
+    )
+    items = [(one.prompt, one.completion, 1.0, one.wrote) for one in group.sequences[0]]
+    with pytest.raises(UserError, match="has a text and no tokens"):
+        Grpo().batches(items, row_tokens=500)
 
 
 def test_tools_are_plain_values() -> None:
