@@ -56,6 +56,8 @@ class Limits:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: it is a share in (0, 1]")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"stop is {self.stop!r}: expected a tuple of texts that are not empty, as in ('END',)")
         if self.top_k < 0 or not 0 <= self.min_p < 1:
             raise ValueError(f"top_k is {self.top_k} and min_p {self.min_p}: expected top_k >= 0 and min_p in [0, 1)")
 

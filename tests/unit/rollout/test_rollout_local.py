@@ -191,6 +191,12 @@ def test_stops_are_told_apart(cycling: Transformer, tokenizer: Tokenizer) -> Non
     assert sampler.sample([tokenizer.token_text(end - 1)], count=1, limits=Limits(9))[0][0].stop == "end"
 
 
+@pytest.mark.parametrize("stop", ["END", ("END", "")])
+def test_a_stop_that_would_end_every_completion_at_once_is_refused(stop: Any) -> None:
+    with pytest.raises(ValueError, match="expected a tuple of texts that are not empty"):
+        Limits(5, stop=stop)
+
+
 def test_rows_end_at_their_own_time_and_make_room(cycling: Transformer, tokenizer: Tokenizer) -> None:
     # "a" takes four tokens to its stop string, "abc" two; 22 completions pass through four rows
     prompts = ["abc"[: 1 + index % 3] for index in range(11)]
