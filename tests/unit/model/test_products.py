@@ -19,6 +19,7 @@ needs_onednn = pytest.mark.skipif(not products._works(torch.float32), reason="to
 @pytest.fixture
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the processor is."""
+    monkeypatch.setattr(products, "LEAST_WORK", 1)
     for module in (products, logprobs):
         monkeypatch.setattr(module, "faster_in_float32", lambda: True)
 
@@ -68,6 +69,7 @@ def test_a_model_computes_the_same_by_either_library(monkeypatch: pytest.MonkeyP
     """Log-probabilities to rounding, and gradients, with every chunk of the head among them."""
     tokens = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(logprobs, "ROWS_ADDED", 16)
+    monkeypatch.setattr(products, "LEAST_WORK", 1)
     results = []
     for faster in (True, False):
         for module in (products, logprobs):
@@ -124,6 +126,15 @@ def test_other_precisions_are_left_to_torch() -> None:
     assert torch.equal(linear(x, weight), functional.linear(x, weight))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x.float(), weight.float()).dtype == torch.bfloat16
+
+
+@needs_onednn
+def test_small_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "faster_in_float32", lambda: True)
+    monkeypatch.setattr(products, "_onednn", lambda *_: pytest.fail("handed to oneDNN"))
+    assert linear(random(63, 128), random(128, 128)).shape == (63, 128)
+    with pytest.raises(pytest.fail.Exception):
+        linear(random(64, 128), random(128, 128))
 
 
 @needs_onednn
