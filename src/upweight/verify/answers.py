@@ -15,10 +15,12 @@ from upweight.core.protocols import Verifier
 from upweight.core.records import Completion, Problem, Verdict
 from upweight.verify.exact import LONGEST_ANSWER, number, same, tidy
 from upweight.verify.symbolic import Outcome, compare_expressions
-from upweight.verify.units import same_quantity
+from upweight.verify.units import quantity, same_quantity
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\[{}\\]|[{}]")
-_SAID = re.compile(r"\banswer[\s*_]{0,8}(?:is\b|:|=)[\s*_:]{0,8}|####[ \t]{0,8}", re.IGNORECASE)
+_SAID = re.compile(
+    r"\banswer[\s*_]{0,8}(?:is\b|:|=)[\s*_:]{0,8}(?:(?:\\\[|\$\$)[ \t]{0,8}\n\s{0,8})?|####[ \t]{0,8}", re.IGNORECASE
+)
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
 _CHOICE = re.compile(r"\(?([A-Z])[).]?")
@@ -40,7 +42,8 @@ def extract(text: str) -> str | None:
     r"""The answer that `text` gives outside of its thought, None where it gives none. Linear in the text's length.
 
     The last closed \boxed{...} counts, its braces balanced, the innermost where boxes are nested; without any box, the
-    rest of the sentence after the last "answer is", "answer:" or "####", which may begin on the next line.
+    rest of the sentence after the last "answer is", "answer:" or "####", which may begin on the next line, in a
+    displayed formula too.
     """
     visible = visible_part(text)
     if visible is None:
@@ -136,13 +139,14 @@ class AnswerVerifier(Verifier):
         return [self._judge(problem.answer, completion) for completion in group]
 
     def answer_of(self, text: str) -> str | None:
-        """Numbers in lowest terms, everything else tidied: 1/2, 0.5 and \\frac{1}{2} are one answer."""
+        """Numbers in lowest terms and without their unit, everything else tidied: 1/2, 0.5 and \\frac{1}{2} are one
+        answer, and so are 18 and 18 eggs."""
         answer = extract(text)
-        known = None if answer is None else number(tidy(answer))
+        known = None if answer is None else quantity(tidy(answer))
         if answer is None or known is None:
             return None if answer is None else tidy(answer)
-        share = Fraction(known.numerator, known.denominator)
-        return f"{share}%" if known.percent else str(share)
+        share = Fraction(known.number.numerator, known.number.denominator)
+        return f"{share}%" if known.number.percent else str(share)
 
     def _judge(self, reference: str, completion: Completion) -> Verdict:
         if completion.truncated:

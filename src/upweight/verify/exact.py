@@ -32,7 +32,8 @@ _LATEX_SAME = (
     (re.compile(r"\\rangle(?![a-z])"), ")"),
     (re.compile(r"^\\approx(?![a-z])"), ""),
 )
-_LATEX_WORDS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|boxed)\s*\{([^{}\\]*)\}")
+_LATEX_WORDS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|boxed)\s*\{((?:[^{}\\]|\\[$%])*)\}")
+_LATEX_BLANK = re.compile(r"~|\\q?quad(?![a-z])")
 _REPEATING = re.compile(r"([+-]?) ?([0-9]*)\.([0-9]*)\\(?:overline|bar) ?\{?([0-9]+)\}?( ?%)?")
 _UNICODE = str.maketrans(
     {
@@ -86,7 +87,7 @@ def tidy(text: str) -> str:
     if not text.isascii():
         text = _ROOT.sub(lambda found: rf"\sqrt{{{found.group(1) or found.group(2)}}}", text.translate(_UNICODE))
     if "\\" in text or "{,}" in text:
-        text = _LATEX_WORDS.sub(r"\1", text)
+        text = _LATEX_WORDS.sub(r"\1", _LATEX_BLANK.sub(" ", text))
         text = _LATEX_NOISE.sub("", text).replace("{,}", ",")
         for pattern, meaning in _LATEX_SAME:
             text = pattern.sub(meaning, text)

@@ -1,6 +1,7 @@
-r"""Numbers with a unit: 5 km, 5000 m, \$5 million, 10 m/s^2. Exactly compared, where the units are known.
+r"""Numbers with a unit: 5 km, 5000 m, \$5 million, 10 m/s^2, 18 eggs. Exactly compared, where the units are known.
 
-Against a number without a unit the number alone counts, since a question often names the unit itself.
+Any words behind a number are a unit too, of a kind of its own. Against a number without a unit the number alone counts,
+since a question often names the unit itself.
 """
 
 import re
@@ -54,6 +55,14 @@ def _units() -> dict[str, tuple[str, Fraction]]:
 
 
 _UNITS = _units()
+_THING = re.compile(r"([A-Za-z]{3,})(?:[ /-](?:[A-Za-z]{2,}|a))*")
+_LISTED_CHANGING = """
+    and or nor not plus minus over mod modulo base less more than dozen percent factorial squared cubed if when where
+    hundred thousand million billion trillion sin cos tan cot sec csc log ln exp sqrt pi inf infinity
+    alpha beta gamma delta theta lambda sigma phi psi omega
+"""
+"""Words that make another number of the one before them."""
+_CHANGING = frozenset(_LISTED_CHANGING.split())
 _BEFORE_UNIT = re.compile(r"(?<=[0-9}]) ?(?=[A-Za-z])")
 _TERM = re.compile(r" ?(/|\bper\b|\*|\\cdot|·)? ?([A-Za-z]+)(?:\^?\{?(-?[1-9])\}?)?")
 
@@ -91,12 +100,21 @@ def quantity(text: str) -> Quantity | None:
     for place in _BEFORE_UNIT.finditer(amount):
         value = number(sign + amount[: place.start()])
         scale, unit = _scaled(amount[place.end() :])
-        told = None if value is None else _unit(unit)
+        told = None if value is None else _unit(unit) or _things(unit, apart=bool(place.group()))
         # a letter at a number, 5m, is more often a variable
         if value is None or told is None or (len(unit) == 1 and not place.group()) or (symbol and told[1]):
             continue
         return Quantity(_times(value, Fraction(scale)), told[0], told[1] or measures)
     return None
+
+
+def _things(unit: str, *, apart: bool) -> tuple[Fraction, tuple[tuple[str, int], ...]] | None:
+    """A unit that is not listed: words of what is counted. Three letters at a number, 3abc, are a product."""
+    found = _THING.fullmatch(unit)
+    words = re.split("[ /-]", unit.lower())
+    if found is None or not (apart or len(found.group(1)) > 3) or not _CHANGING.isdisjoint(words):
+        return None
+    return Fraction(1), ((" ".join(word.removesuffix("s") for word in words), 1),)
 
 
 def _scaled(unit: str) -> tuple[int, str]:
