@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from upweight.core.errors import UserError
-from upweight.evals.rows import package_directory
+from upweight.evals.rows import package_directory, read_rows
 
 PACKAGE = "bfcl_eval"
 WANTED = "bfcl wants the package bfcl-eval, which holds its cases and checkers: pip install --no-deps bfcl-eval"
@@ -72,7 +72,7 @@ def lines(file: str) -> list[dict[str, Any]]:
     path = Path(directory) / "data" / file
     if not path.exists():
         raise UserError(f"bfcl-eval has no {file}: this version of the package is not BFCL-V4; install bfcl-eval 2026")
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [dict(row) for row in read_rows(path)]
 
 
 def system_prompt(functions: Sequence[Mapping[str, Any]]) -> str:

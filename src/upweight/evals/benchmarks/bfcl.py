@@ -17,8 +17,10 @@ import ast
 import copy
 import json
 import keyword
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from statistics import fmean
@@ -38,11 +40,24 @@ MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param"
 CATEGORIES = (*SIMPLE, "multiple", "parallel", "parallel_multiple", *IRRELEVANCE, *LIVE, "live_relevance", *MULTI_TURN)
 LANGUAGES = {"simple_java": "Java", "simple_javascript": "JavaScript"}
 MOST_STEPS = 20
+"""Replies of one turn that call functions; a further one breaks the case off."""
 Call = Mapping[str, Mapping[str, Any]]
 """A call as the checker takes it: {name of the function: {argument: value}}."""
 
 MARK = "_kw_"
 _KEYWORD = re.compile(rf"\b({'|'.join(keyword.kwlist)})(\s*=(?!=))")
+_SOURCE = re.compile(r"\[?\s*([\w.$]+)\s*\((.*)\)\s*;?\s*\]?", re.DOTALL)
+_NAMED = re.compile(r",\s*[\w$]+\s*=(?![=>])")
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_QUOTES = "\"'`"
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 _TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _CHECKS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 _episodes = count()
@@ -60,7 +75,12 @@ def decoded(text: str, *, texts_only: bool = False) -> list[Call]:
     """
     visible = visible_part(text) or ""
     tagged = _TAGGED.findall(visible)
-    calls = [_from_json(call) for call in tagged] if tagged else _from_python(visible)
+    try:
+        calls = [_from_json(call) for call in tagged] if tagged else _from_python(visible)
+    except NoCall:
+        if tagged or not texts_only:
+            raise
+        return [_from_source(visible)]
     if texts_only:
         return [
             {name: {key: _as_text(value) for key, value in given.items()} for name, given in call.items()}
@@ -70,9 +90,12 @@ def decoded(text: str, *, texts_only: bool = False) -> list[Call]:
 
 
 def _as_text(value: Any) -> str:
-    return (
-        value if isinstance(value, str) else json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)
-    )
+    if not isinstance(value, (bool, list, dict)):
+        return str(value)
+    try:
+        return json.dumps(value)
+    except TypeError:  # with a set or the like in it
+        return str(value)
 
 
 def _from_json(call: str) -> Call:
@@ -87,8 +110,49 @@ def _from_json(call: str) -> Call:
     return {name: arguments}
 
 
+def _bare(text: str) -> str:
+    return re.sub(r"^```\w*\n?|```$", "", text.strip()).strip("`\n ")
+
+
+def _from_source(text: str) -> Call:
+    """One call with named arguments as Java or JavaScript writes their values: each value is its own text, a string
+    what stands between its quotes."""
+    found = _SOURCE.fullmatch(_bare(text))
+    if found is None:
+        raise NoCall("not a call of a function")
+    name, arguments = found.groups()
+    given = {}
+    for argument in _arguments(arguments):
+        key, named, value = (part.strip() for part in argument.partition("="))
+        if not named or not re.fullmatch(r"[\w$]+", key):
+            raise NoCall(f"an argument without a name: {argument.strip()}")
+        given[key] = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in _QUOTES else value
+    return {name: given}
+
+
+def _arguments(text: str) -> list[str]:
+    """What stands between the commas that name another argument; those within quotes and brackets do not."""
+    found, start, closing, quote, escaped = [], 0, [], "", False
+    for place, letter in enumerate(text):
+        if quote:
+            quote, escaped = ("" if letter == quote and not escaped else quote), letter == "\\" and not escaped
+        elif letter in _QUOTES:
+            quote = letter
+        elif letter in _BRACKETS:
+            closing.append(_BRACKETS[letter])
+        elif letter in _BRACKETS.values():
+            if not closing or closing.pop() != letter:
+                raise NoCall("brackets that do not match")
+        elif letter == "," and not closing and _NAMED.match(text, place):
+            found.append(text[start:place])
+            start = place + 1
+    if closing or quote:
+        raise NoCall("brackets or quotes that do not match")
+    return [*found, text[start:]] if text.strip() else []
+
+
 def _from_python(text: str) -> list[Call]:
-    bare = re.sub(r"^```\w*\n?|```$", "", text.strip()).strip("`\n ")
+    bare = _bare(text)
     bare = bare if bare.startswith("[") else f"[{bare}]"
     try:
         try:
@@ -98,7 +162,7 @@ def _from_python(text: str) -> list[Call]:
         if not isinstance(body, ast.List) or not all(isinstance(item, ast.Call) for item in body.elts):
             raise NoCall("not a list of calls")
         return [_call(item) for item in body.elts if isinstance(item, ast.Call)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise NoCall(str(error) or type(error).__name__) from None
 
 
@@ -117,7 +181,8 @@ POSITIONAL = "*"
 
 
 def _value(node: ast.expr) -> Any:
-    """A literal; what is none (a variable, an expression) is its own text, as the leaderboard reads it."""
+    """A literal, or what an arithmetic of numbers comes to; what is neither (a variable, a call) is its own text, as
+    the leaderboard reads it."""
     try:
         value = ast.literal_eval(node)
         return value.replace(f"{MARK}=", "=") if isinstance(value, str) else value
@@ -128,6 +193,11 @@ def _value(node: ast.expr) -> Any:
             return tuple(_value(item) for item in node.elts)
         if isinstance(node, ast.Dict) and all(node.keys):
             return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            left, right = _value(node.left), _value(node.right)
+            if isinstance(left, (int, float)) and isinstance(right, (int, float)):
+                with suppress(ArithmeticError):
+                    return _ARITHMETIC[type(node.op)](left, right)
         return ast.unparse(node)
 
 
@@ -232,12 +302,13 @@ class _Episode:
     turns: list[list[str]] = field(default_factory=list)
     made: list[Completion] = field(default_factory=list)
     over: bool = False
+    finished: bool = False
 
     def begin_turn(self) -> None:
         """Say what the user says next; with nothing left, it is over."""
         place = len(self.turns)
         if place == len(self.entry["question"]):
-            self.over = True
+            self.over = self.finished = True
             return
         said = self.entry["question"][place]
         self.turns.append([])
@@ -258,7 +329,7 @@ class _Episode:
             self.over = completion.truncated
             if not self.over:
                 self.begin_turn()
-        elif len(self.turns[-1]) >= MOST_STEPS:
+        elif len(self.turns[-1]) > MOST_STEPS:
             self.over = True
         else:
             texts = [written(call) for call in calls]
@@ -269,9 +340,9 @@ class _Episode:
             self.messages.append(Message("user", repr(told)))
 
     def completion(self) -> Completion:
-        """All of it as one completion: its text is the turns as JSON, each a list of replies."""
-        broken_off = len(self.turns) < len(self.entry["question"]) or len(self.turns[-1]) >= MOST_STEPS
-        turns = self.turns[:-1] if broken_off else self.turns
+        """All of it as one completion: its text is the turns as JSON, each a list of replies, without a last one that
+        was broken off."""
+        turns = self.turns if self.finished else self.turns[:-1]
         return Completion(
             tokens=tuple(token for completion in self.made for token in completion.tokens),
             logprobs=(),
@@ -285,6 +356,10 @@ class Bfcl(Benchmark):
     """The cases of some categories."""
 
     def __init__(self, setting: Setting) -> None:
+        if setting.data is not None:
+            raise UserError(
+                f"bfcl takes no file: its cases are those of the package bfcl-eval, so {setting.data} is unread"
+            )
         unknown = [part for part in setting.parts if part not in CATEGORIES]
         if unknown:
             raise UserError(f"bfcl has no category {unknown[0]!r}; those that can be run are {', '.join(CATEGORIES)}")

@@ -34,13 +34,38 @@ def completion(text: str, stop: str = "end") -> Completion:
         ("```python\n[m.f(a=x)]\n```", [{"m.f": {"a": "x"}}]),
         ('<tool_call>\n{"name": "f", "arguments": {"a": [1]}}\n</tool_call>', [{"f": {"a": [1]}}]),
         ("[f(from='a', to='from=b')]", [{"f": {"from": "a", "to": "from=b"}}]),
+        ("[f(a=2 * 30, b=-1 / 4, c=[7 % 4], d=1 // 0)]", [{"f": {"a": 60, "b": -0.25, "c": [3], "d": "1 // 0"}}]),
     ],
 )
 def test_calls_are_read_in_both_forms(text: str, calls: list[dict[str, Any]]) -> None:
     assert decoded(text) == calls
 
 
-@pytest.mark.parametrize("text", ["I cannot do that.", "[1, 2]", "[f(**x)]", "<tool_call>{</tool_call>", "f(", "("])
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        (
+            "[A.f(ids=new ArrayList<>(Arrays.asList(1, 2)), n=5L)]",
+            {"ids": "new ArrayList<>(Arrays.asList(1, 2))", "n": "5L"},
+        ),
+        ('A.f(m=new HashMap<String, Integer>(), s="a, b=(");', {"m": "new HashMap<String, Integer>()", "s": "a, b=("}),
+        ("[A.f(run=(x, y) => x == y, k='it\\'s', c='c')]", {"run": "(x, y) => x == y", "k": "it\\'s", "c": "c"}),
+        ("A.f(a={1, 2}, b=[{1}], c=true, d='x')", {"a": "{1, 2}", "b": "[{1}]", "c": "true", "d": "x"}),
+    ],
+)
+def test_values_of_java_and_javascript_are_read_as_they_are_written(text: str, given: dict[str, str]) -> None:
+    assert decoded(text, texts_only=True) == [{"A.f": given}]
+
+
+@pytest.mark.parametrize("text", ["A.f(n=5L", "A.f(new X())", "I would call A.f(n=5L)", "A.f(n=(5L]", "A.f(s='x)"])
+def test_no_call_of_java(text: str) -> None:
+    with pytest.raises(NoCall):
+        decoded(text, texts_only=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["I cannot do that.", "[1, 2]", "[f(a={[1]: x})]", "[f(**x)]", "<tool_call>{</tool_call>", "f(", "("]
+)
 def test_no_call(text: str) -> None:
     with pytest.raises(NoCall):
         decoded(text)
@@ -150,6 +175,36 @@ class Reference(Sampler):
         read = [text for text in said if text.startswith("[{'role': 'tool'")]
         calls = self.truth[len(said) - len(read) - 1]
         return self.last if said[-1] in read or not calls else f"[{', '.join(calls)}]"
+
+
+class Steps(Sampler):
+    """Calls a function so many times in the last turn, and says so then."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
+        made = [sum(message.role == "assistant" for message in prompt) for prompt in prompts]
+        return [[completion("[pwd()]" if calls < self.calls else "done")] * count for calls in made]
+
+
+@packaged
+@pytest.mark.parametrize(("calls", "whole"), [(19, True), (20, True), (21, False)])
+def test_a_turn_of_twenty_calls_may_end(calls: int, whole: bool) -> None:
+    benchmark = open_named("bfcl", Setting(parts=("multi_turn_base",), samples=1))
+    assert isinstance(benchmark, Bfcl)
+    problem = benchmark.problems()[0]
+    entry = benchmark.entries[problem.id]
+    entry["question"], entry["ground_truth"] = entry["question"][:1], entry["ground_truth"][:1]
+    ((answer,),) = benchmark.ask(Steps(calls), [problem], Limits(100))
+    assert json.loads(answer.text) == ([["[pwd()]"] * calls + ["done"]] if whole else [])
+
+
+def test_a_file_is_not_passed_over() -> None:
+    with pytest.raises(UserError, match="bfcl takes no file"):
+        open_named("bfcl=cases.jsonl", Setting())
+    with pytest.raises(UserError, match="reasoning_gym takes no file"):
+        open_named("reasoning_gym=cases.jsonl", Setting())
 
 
 @packaged
