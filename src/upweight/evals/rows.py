@@ -23,6 +23,7 @@ from upweight.core.hub import open_dataset
 from upweight.core.protocols import Benchmark, Verifier
 from upweight.core.records import Problem, Sample
 from upweight.evals.setting import Setting
+from upweight.verify.exact import number, tidy
 
 Row = Mapping[str, Any]
 Figures = Callable[[Sequence[Sample], Sequence[Problem]], Mapping[str, float]]
@@ -119,12 +120,23 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
         except ValueError as error:
             raise UserError(f"{path} is no JSON list ({error}): mend it") from None
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for place, line in enumerate(io.StringIO(text), start=1):  # other line ends of Unicode stand within texts
         if line.strip():
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise UserError(f"{path}, line {number} is no JSON object ({error}): mend or remove it") from None
+                raise UserError(f"{path}, line {place} is no JSON object ({error}): mend or remove it") from None
+
+
+def integer(answer: object) -> str:
+    r"""A published answer that is an integer, in plain digits: 73 of 73, "073", "73.0", "$73$" or "73^\circ".
+
+    Raises ValueError for any other.
+    """
+    known = number(tidy(str(answer)))
+    if known is None or known.percent or known.numerator % known.denominator:
+        raise ValueError(f"its answer {answer!r} is no integer")
+    return str(known.numerator // known.denominator)
 
 
 def by_source(samples: Sequence[Sample], problems: Sequence[Problem]) -> Mapping[str, float]:
@@ -143,7 +155,7 @@ class Questions(Benchmark):
     Attributes:
         data_set: where the rows are.
         problem: a row and its place among the rows, as a problem; None leaves the row out.
-        setting: what the user says.
+        setting: what the user says. Its parts are sources of the problems.
         beside: what is reported beside avg@k, from all samples and problems.
     """
 
@@ -156,7 +168,8 @@ class Questions(Benchmark):
     beside: Figures = by_source
 
     def problems(self) -> Sequence[Problem]:
-        """Raises UserError, naming the row, where a row lacks what the benchmark needs, or ids repeat."""
+        """Raises UserError, naming the row, where a row lacks what the benchmark needs, or ids repeat; and where a part
+        is asked for that no problem is of."""
         found: dict[str, Problem] = {}
         for index, row in enumerate(self.data_set.rows(self.name, self.setting.data)):
             where = f"{self.name}, row {index + 1}"
@@ -175,7 +188,11 @@ class Questions(Benchmark):
             found[problem.id] = problem
         if not found:
             raise UserError(f"{self.name}: no row of {self.setting.data or self.data_set.wanted()} is a problem of it")
-        return list(found.values())
+        held = {problem.source for problem in found.values()}
+        unknown = [part for part in self.setting.parts if part not in held]
+        if unknown:
+            raise UserError(f"{self.name} has no part {unknown[0]!r}: it has {', '.join(sorted(held))}")
+        return [problem for problem in found.values() if not self.setting.parts or problem.source in self.setting.parts]
 
     def figures(self, samples: Sequence[Sample]) -> Mapping[str, float]:
         return self.beside(samples, self.problems())

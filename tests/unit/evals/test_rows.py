@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -14,14 +15,14 @@ from upweight.evals.rows import DataSet, Questions, Row, read_rows
 from upweight.evals.setting import Setting, benchmark_names, open_module
 from upweight.verify.answers import AnswerVerifier
 
-ROWS = [{"question": "2 + 3?", "answer": "5"}, {"question": "1?", "answer": "1"}]
+ROWS = [{"question": "2 + 3?", "answer": "5"}, {"question": "1\u2028or\x85 2?", "answer": "1"}]
 
 
 def test_each_kind_of_file(tmp_path: Path) -> None:
-    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
-    (tmp_path / "a.jsonl").write_text(lines)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in ROWS)
+    (tmp_path / "a.jsonl").write_bytes(lines.encode())
     (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
-    (tmp_path / "a.csv").write_text('question,answer\n2 + 3?,5\n1?,"1"\n')
+    (tmp_path / "a.csv").write_text('question,answer\n2 + 3?,5\n1\u2028or\x85 2?,"1"\n')
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     for ending in ("jsonl", "json", "csv", "jsonl.gz", "parquet"):
@@ -73,6 +74,10 @@ def test_rows_become_problems_and_shares_are_told_by_source(tmp_path: Path) -> N
     samples = [Sample(name, i, score, "", "end", 1, "", "", "") for name, i, score in
                [("q0", 0, 1.0), ("q0", 1, 0.0), ("q2", 0, 1.0), ("q2", 1, 1.0)]]  # fmt: skip
     assert asked.figures(samples) == {"numbers": 1.0, "sums": 0.5}
+    part = replace(asked, setting=replace(asked.setting, parts=("numbers",)))
+    assert [found.id for found in part.problems()] == ["q2"]
+    with pytest.raises(UserError, match="own has no part 'number': it has numbers, sums"):
+        replace(asked, setting=replace(asked.setting, parts=("number",))).problems()
 
 
 def test_rows_of_another_data_set_are_named(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from upweight.core.protocols import Benchmark
 from upweight.core.records import Problem
 from upweight.evals.prompts import question
-from upweight.evals.rows import DataSet, Questions, Row
+from upweight.evals.rows import DataSet, Questions, Row, integer
 from upweight.evals.setting import Setting
 from upweight.verify.answers import AnswerVerifier
 
@@ -22,7 +22,7 @@ def problem(row: Row, index: int) -> Problem | None:
     if row.get("data_source", PACKAGED) != PACKAGED:
         return None
     text = row["problem"] if "problem" in row else row["question"]
-    return Problem(str(row.get("id", f"aime2024-{index}")), question(text), str(int(row["answer"])), (), "aime2024")
+    return Problem(str(row.get("id", f"aime2024-{index}")), question(text), integer(row["answer"]), (), "aime2024")
 
 
 def benchmark(setting: Setting) -> Benchmark:

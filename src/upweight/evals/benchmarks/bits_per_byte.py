@@ -49,6 +49,8 @@ class BitsPerByte(Benchmark):
     def problems(self) -> Sequence[Problem]:
         """One for each text: a plain text file is one, in rows the field `text` is. Blank ones are left out."""
         data = self.setting.data
+        if self.setting.parts:
+            raise UserError(f"{self.name} has no part {self.setting.parts[0]!r}: it has none")
         if data is not None and data.suffix in (".txt", ".md"):
             try:
                 rows: Sequence[Row] = [{"text": data.read_text()}]

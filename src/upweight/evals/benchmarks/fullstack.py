@@ -16,7 +16,7 @@ import re
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -118,6 +118,5 @@ def benchmark(setting: Setting) -> Benchmark:
         share = len(problems) / len(data.rows(name, setting.data))
         return {**by_source(samples, problems), "share of the questions asked": share}
 
-    return Questions(
-        name, data, problem, ProgramVerifier(setting.sandbox), setting.samples or 3, setting, beside=beside
-    )
+    whole = replace(setting, parts=())  # the language is another data set
+    return Questions(name, data, problem, ProgramVerifier(setting.sandbox), setting.samples or 3, whole, beside=beside)

@@ -7,6 +7,7 @@ there are 50 problems, drawn from the seed; the package's generators give any nu
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from upweight.core.errors import UserError
 from upweight.core.protocols import Benchmark, Verifier
 from upweight.core.records import Problem, Sample
 from upweight.evals.rows import by_source
@@ -59,6 +60,10 @@ class ReasoningGym(Benchmark):
 
 
 def benchmark(setting: Setting) -> Benchmark:
+    if setting.data is not None:
+        raise UserError(
+            f"reasoning_gym takes no file: its problems are made by the package, so {setting.data} is unread"
+        )
     families = setting.parts or FAMILIES
     source = Gym(families={family: {} for family in families}, count=EACH, seed=SEED + setting.seed)
     return ReasoningGym(source, setting.samples or 3, setting.unsafe, GymVerifier(unsafe=setting.unsafe))

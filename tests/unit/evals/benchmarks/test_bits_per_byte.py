@@ -48,3 +48,5 @@ def test_what_it_cannot_do(tmp_path: Path) -> None:
     benchmark = open_named("bits_per_byte", Setting(data=tmp_path / "a.txt"))
     with pytest.raises(UserError, match="needs a model's weights"):
         benchmark.ask(ScriptedSampler({"*": ""}), benchmark.problems(), REPORTED)
+    with pytest.raises(UserError, match="has no part 'news'"):
+        open_named(f"bits_per_byte:news={tmp_path / 'a.txt'}", Setting()).problems()

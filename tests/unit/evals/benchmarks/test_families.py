@@ -29,6 +29,7 @@ def scores(benchmark: Benchmark, problem: Problem, *texts: str) -> list[float]:
     [
         ("aime2024", {"id": 60, "problem": "Find n.", "answer": "204"}, "204", 8),
         ("aime2025", {"problem": "Find n.", "answer": "070", "id": "0"}, "70", 8),
+        ("aime2025", {"question": "Find the angle.", "answer": "336^\\circ"}, "336", 8),
         ("math500", {"problem": "x?", "answer": "\\frac{1}{2}", "level": 3, "unique_id": "a/1"}, "\\frac{1}{2}", 3),
         ("gsm8k", {"question": "How many?", "answer": "3 * 400 = 1200\n#### 1,200"}, "1200", 3),
     ],
