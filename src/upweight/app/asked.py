@@ -15,7 +15,7 @@ from upweight.text.tokenizer import Tokenizer
 from upweight.text.tool_calls import Reply, parse_reply, render_with_tools
 
 DEFAULT_TEXT_TOKENS = 16
-MOST_ANSWERS = 16
+MOST_ANSWERS = 128
 MOST_PROMPTS = 64
 MOST_ALTERNATIVES = 20
 UNSERVED: Mapping[str, Any] = {

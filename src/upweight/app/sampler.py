@@ -26,6 +26,8 @@ from upweight.rollout.remote import RemoteSampler
 
 ENDPOINT = re.compile(r"https?://")
 IN_FLIGHT = 32
+REMOTE_ROWS = 96
+"""Completions asked for at once of an endpoint: fewer than `upweight serve` takes before it says that it is busy."""
 LOCAL_ROWS = 64
 """Completions that are begun together on this machine; what is done is kept after as many."""
 
@@ -60,7 +62,7 @@ def open_sampler(given: str, *, root: Path, machine: Machine, dtype: Precision |
         url, _, name = given.partition("#")
         model, weights = _served(url, name)
         remote = RemoteSampler(url, model, most_in_flight=IN_FLIGHT)
-        yield Opened(remote, {"endpoint": url.rstrip("/"), "model": model, "weights": weights}, 8 * IN_FLIGHT)
+        yield Opened(remote, {"endpoint": url.rstrip("/"), "model": model, "weights": weights}, REMOTE_ROWS)
         return
     directory = find_model(given, root)
     if machine.threads:

@@ -5,6 +5,7 @@ again from it. Problems are worked off in blocks and written as they come; after
 kept, and the rest is sampled as it would have been.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,11 @@ def measure(
     if kept is None and path.exists():
         return read_jsonl(path, Sample)
     path.parent.mkdir(parents=True, exist_ok=True)
-    asked = {fingerprint(problem): problem for problem in (benchmark.problems() if problems is None else problems)}
+    wanted = benchmark.problems() if problems is None else problems
+    for name, count in Counter(problem.id for problem in wanted).items():
+        if count > 1:
+            raise UserError(f"{benchmark.name} has {count} problems of the id {name!r}: give each an id of its own")
+    asked = {fingerprint(problem): problem for problem in wanted}
     begun = path.with_name(f".{path.name}.begun") if kept is None else kept
     done = {group.key: group.samples[: benchmark.samples] for group in _groups(begun, benchmark.samples)}
     done = {key: samples for key, samples in done.items() if key in asked}

@@ -13,8 +13,9 @@ from tiny_checkpoint import tiny_checkpoint
 
 from upweight.app.benchmarks import find_benchmarks
 from upweight.app.measure import Decoding, measure_models
+from upweight.app.serve import ServeConfig
 from upweight.core.errors import RootInUse, UserError
-from upweight.core.records import Sample
+from upweight.core.records import Completion, Sample
 from upweight.core.work import Machine
 from upweight.evals.estimators import avg_at_k
 from upweight.evals.measure import by_problem
@@ -190,8 +191,6 @@ def test_a_benchmark_of_ones_own_is_one_class(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_is_measured_as_a_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upweight.core.records import Completion
-
     served = {"id": "served"}
 
     def get(url, **options):
@@ -211,6 +210,21 @@ def test_an_endpoint_is_measured_as_a_checkpoint_is(tmp_path: Path, monkeypatch:
     measured(tmp_path, ["http://127.0.0.1:1/v1#served"], [problems(tmp_path)])
     origins = [json.loads(file.read_text()) for file in (tmp_path / "evals" / "cache").glob("*/origin.json")]
     assert {origin["model"]["weights"] for origin in origins} == {"", "trained anew"}
+
+
+def test_an_endpoint_is_not_asked_for_more_than_our_server_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def sample(self, prompts, *, count, limits):
+        asked.append(len(prompts) * count)
+        return [[Completion((), (), "", "end", self.model)] * count for _ in prompts]
+
+    monkeypatch.setattr("upweight.rollout.remote.RemoteSampler.sample", sample)
+    measured(tmp_path, ["http://127.0.0.1:9/v1#served"], [problems(tmp_path, 60)], k=8)
+    assert sum(asked) == 480
+    assert max(asked) < ServeConfig().concurrent
 
 
 def test_what_is_missing_is_said_before_anything_is_sampled(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_text(client: openai.OpenAI) -> None:
         (b'{"messages": [{"role": "robot", "content": "x"}]}', 400, "role"),
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": -1}', 400, "temperature"),
         (b'{"messages": [{"role": "user", "content": "x"}], "n": 10000}', 400, "n"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "n": 64}', 429, "try again"),  # more than 8 at once here
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt"}', 404, "tiny"),
         (b'{"messages": [{"role": "user", "content": "x"}], "tools": [{}]}', 400, "tools"),
         (b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}', 400, "cannot be made to call"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,14 @@ def test_measured(tmp_path: Path, problems: Path) -> None:
     assert row["mean_tokens"] == 2.5
     assert row["low"] < 0.15 < row["high"]
     assert sum(map(sum, by_problem(samples).values())) / 20 == 0.15
+
+
+def test_problems_of_one_id_are_refused(tmp_path: Path, problems: Path) -> None:
+    benchmark = ProblemFile("numbers", problems, Equal(), samples=4)
+    twice = [replace(problem, id="p") for problem in benchmark.problems()]
+    given = {"limits": Limits(8), "monitor": Silent(), "label": "numbers", "problems": twice}
+    with pytest.raises(UserError, match="5 problems of the id 'p'"):
+        measure(Scripted(), benchmark, tmp_path / "s.jsonl", **given)
 
 
 def test_what_is_complete_is_not_sampled_again(tmp_path: Path, problems: Path) -> None:
@@ -155,5 +164,6 @@ def test_in_votes_equal_answers_are_one_and_what_was_cut_off_has_none(tmp_path: 
     programs = ProblemFile("programs", tmp_path, Equal(), samples=3)
     assert table_row(programs, samples)["maj_at_k"] is None
     assert "maj_at_k" not in table_row(numbers, [sample for sample in samples if not sample.index])
+    assert AnswerVerifier().answer_of("\\boxed{18 \\text{ eggs}}") == AnswerVerifier().answer_of("\\boxed{18}")
     assert ChoiceVerifier().answer_of("So it is (b).\nAnswer: (b) 10 m") == "B"
     assert AnswerVerifier().answer_of("\\boxed{\\frac{2}{4}}") == AnswerVerifier().answer_of("#### 0.50") == "1/2"
