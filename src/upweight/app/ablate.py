@@ -27,7 +27,6 @@ from upweight.core.records import Sample
 from upweight.core.work import Machine
 from upweight.evals.estimators import OverRuns, over_runs
 from upweight.evals.measure import difference, summary
-from upweight.evals.setting import asked_name
 from upweight.store.artifact import LocalStore, write_whole
 from upweight.store.jsonl import read_jsonl
 
@@ -121,19 +120,20 @@ def arms_of(recipe: Recipe, given: str) -> dict[str, Step]:
     return arms
 
 
-def _measure(goal: Step) -> tuple[list[str], str, str]:
-    """The families of a claim's goal, what is measured of each, and what the units within a run are."""
+def _measure(goal: Step) -> tuple[str, str]:
+    """What a claim's goal measures, and what the units within a run are."""
     if goal.stage_name == "predict":
-        return [*goal.config.families], "the share of useless documents ranked below a useful one", "documents"
-    measure = f"avg@{goal.config.samples} at temperature {goal.config.limits.temperature:g}"
-    return [*goal.config.problems, *map(asked_name, goal.config.benchmarks)], measure, "problems"
+        return "the share of useless documents ranked below a useful one", "documents"
+    return f"avg@{goal.config.samples} at temperature {goal.config.limits.temperature:g}", "problems"
 
 
 def outcome(recipes: Mapping[int, Recipe], stores: Mapping[int, LocalStore]) -> dict[str, Any]:
     """Arms, differences from the first arm, and what each arm cost beyond what all share; by family of problems."""
     first = next(iter(recipes.values()))
     goal, arms = first.goals[-1], [*arms_of(first, first.name)]
-    families, measure, units = _measure(goal)
+    measure, units = _measure(goal)
+    table = json.loads((stores[next(iter(recipes))].open(goal.name) / "table.json").read_text())
+    families = list(dict.fromkeys(row["family"] for row in table["rows"]))
     samples = {
         (seed, arm, family): read_jsonl(stores[seed].open(goal.name) / "samples" / f"{arm}.{family}.jsonl", Sample)
         for seed in recipes
@@ -225,7 +225,7 @@ def interval(row: Mapping[str, Any], sign: str = "") -> str:
 
 def put_section(file: Path, name: str, text: str) -> None:
     """Put the section of a claim into a Markdown file, in place of the one that is there."""
-    lines = file.read_text().splitlines() if file.exists() else ["# Evidence", ""]
+    lines = (file.read_text().splitlines() if file.exists() else []) or ["# Evidence", ""]
     heading = f"## {name}"
     if heading in lines:
         start = lines.index(heading)

@@ -59,7 +59,8 @@ class Tuning:
 def comparison(
     bases: Sequence[str], data: Sequence[str], tuning: Tuning, *, root: Path, name: str, seed: int
 ) -> Recipe:
-    """The recipe: one goal for each base and set of conversations; those of one base share its `adopt`.
+    """The recipe: one goal for each base and set of conversations; those of one base share its `adopt`. The bases tuned
+    on one set follow each other, since each model is compared with the one before it.
 
     Raises UserError where a base is not there or two have the same name.
     """
@@ -69,12 +70,15 @@ def comparison(
     taken = [_short(base) for base in bases]
     if len(set(taken)) < len(taken) or len(sources) < len(data):
         raise UserError(f"two of {', '.join([*bases, *data])} have the same last name: rename or copy one of them")
-    goals = []
-    for base, short in zip(bases, taken, strict=True):
-        config = adopt.Config(str(find_model(base, root)), template=TEMPLATE)
-        adopted = Step(short, adopt, config)
-        for part, source in sources.items():
-            goals.append(Step(f"{short}.{part}", sft, _tuned(source, tuning), {"model": adopted}))
+    adopted = [
+        Step(short, adopt, adopt.Config(str(find_model(base, root)), template=TEMPLATE))
+        for base, short in zip(bases, taken, strict=True)
+    ]
+    goals = [
+        Step(f"{base.name}.{part}", sft, _tuned(source, tuning), {"model": base})
+        for part, source in sources.items()
+        for base in adopted
+    ]
     return Recipe(name, tuple(goals), seed=seed)
 
 

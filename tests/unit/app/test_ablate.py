@@ -5,15 +5,18 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from upweight.app.ablate import ablate, arms_of, put_section
+from upweight.app.ablate import ablate, arms_of, outcome, put_section
 from upweight.app.find import CLAIMS, find_recipe, recipe_names
 from upweight.core.errors import UserError
 from upweight.core.identity import plain
+from upweight.core.records import Sample
 from upweight.core.work import Machine
+from upweight.store.jsonl import write_jsonl
 
 OWN = '''"""Large weights know more.
 
@@ -134,8 +137,22 @@ def test_figures_follow_from_the_raw_samples(tmp_path: Path) -> None:
     assert "table: complete, skipped" in console.file.getvalue()
 
 
+def test_families_are_named_as_the_table_names_them(tmp_path: Path) -> None:
+    recipe = find_recipe("sft_size", {"scale": 0.05}, CLAIMS)
+    arms = arms_of(recipe, "sft_size")
+    (tmp_path / "table.json").write_text(json.dumps({"rows": [{"checkpoint": "x", "family": "fullstack:zh"}]}))
+    (tmp_path / "samples").mkdir()
+    for place, arm in enumerate(arms):
+        samples = [Sample("p", index, float(index < place), "", "end", 1, "", "", None) for index in range(2)]
+        write_jsonl(tmp_path / "samples" / f"{arm}.fullstack:zh.jsonl", samples)
+    store = SimpleNamespace(open=lambda name: tmp_path, manifest=lambda name: {"timings": {"processor_seconds": 1.0}})
+    found = outcome({0: recipe}, {0: store})
+    assert [(row["family"], row["mean"]) for row in found["arms"]] == [("fullstack:zh", mean) for mean in (0, 0.5, 1)]
+
+
 def test_sections_are_replaced_and_others_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "evidence.md"
+    page.write_text("")
     put_section(page, "one", "## one\n\nfirst\n")
     put_section(page, "two", "## two\n\nsecond\n")
     put_section(page, "one", "## one\n\nthird\n")

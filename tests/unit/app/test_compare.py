@@ -42,10 +42,12 @@ def test_bases_on_two_sets(tmp_path: Path) -> None:
     table = compare_bases(bases, sets, [str(tmp_path / "own.jsonl")], console=console, **given)
     assert [row["checkpoint"] for row in table["rows"]] == [
         "bases:one.sums",
-        "bases:one.more",
         "bases:two.sums",
+        "bases:one.more",
         "bases:two.more",
     ]
+    compared = {(row["before"], row["after"]) for row in table["differences"]}
+    assert {("bases:one.sums", "bases:two.sums"), ("bases:one.more", "bases:two.more")} <= compared
     manifests = [
         json.loads(path.read_text()) for path in sorted((tmp_path / "runs" / "bases").glob("*.sums/manifest.json"))
     ]
