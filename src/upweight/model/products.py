@@ -19,6 +19,10 @@ from torch.nn import functional
 LEAST_WORK = 1 << 20
 """Multiplications from which on oneDNN is the faster one in float32: a call of it takes 10 microseconds, MKL's 2."""
 
+NARROW = 512
+"""Gradients of a weight with fewer inputs than this, and than outputs, are faster computed as those of its transpose:
+at 4,096 tokens, 768 outputs and 128 inputs 183 instead of 113 GFLOP/s."""
+
 
 class Linear(nn.Linear):
     """y = x W^T + b.
@@ -53,7 +57,11 @@ def linear(
 def mm(left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
     """left right, without gradients."""
     weight = right.t()
-    return _onednn(left, weight, None) if _takes_onednn(left, weight) else torch.mm(left, right)
+    if not _takes_onednn(left, weight):
+        return torch.mm(left, right)
+    if left.stride(0) == 1 and NARROW > right.shape[1] < len(left):
+        return _onednn(weight, left, None).t()
+    return _onednn(left, weight, None)
 
 
 def pack(module: nn.Module, rows: int) -> None:
@@ -97,8 +105,8 @@ class _Linear(torch.autograd.Function):
         rows = gradients[0].reshape(-1, weight.shape[0])
         by_input, by_weight, by_bias = ctx.needs_input_grad
         return (
-            _onednn(rows, weight.t(), None).view_as(x) if by_input else None,
-            _onednn(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if by_weight else None,
+            mm(rows, weight).view_as(x) if by_input else None,
+            mm(rows.t(), x.reshape(-1, x.shape[-1])) if by_weight else None,
             rows.sum(0) if by_bias else None,
         )
 

@@ -6,6 +6,9 @@ import time
 
 import torch
 
+from upweight.model.memory import keep_freed_memory
+from upweight.model.products import linear
+
 MEASURED_SECONDS = 0.25
 NARROWEST, WIDEST = 64, 4096
 WIDEST_ON_CPU = 512
@@ -21,7 +24,7 @@ def peak_flops_per_second(width: float | int, device: str, dtype: str) -> float:
 
 @functools.cache
 def _measured(width: int, device: str, dtype: str) -> float:
-    """[rows width] x [width 4 width] of random numbers (constant ones multiply faster on a GPU), the best of several.
+    """[rows width] x [4 width width]^T of random numbers (constant ones multiply faster on a GPU), the best of several.
 
     On a CPU that of one thread, by processor time: other work on the machine slows the run, but is no part of the plan,
     and threads that wait for each other would count as working. Several products are timed at once, since the clock of
@@ -31,16 +34,17 @@ def _measured(width: int, device: str, dtype: str) -> float:
     on_cpu = place.type == "cpu"
     rows, products = (1024, max(1, 2 ** (17 - 2 * width.bit_length()))) if on_cpu else (4096, 8)
     left = torch.randn(rows, width, device=place, dtype=kind)
-    right = torch.randn(width, 4 * width, device=place, dtype=kind)
+    right = torch.randn(4 * width, width, device=place, dtype=kind)
     threads = torch.get_num_threads()
     if on_cpu:
+        keep_freed_memory()
         torch.set_num_threads(1)
     clock = time.process_time if on_cpu else time.perf_counter
     best, began = math.inf, time.perf_counter()
     while time.perf_counter() - began < MEASURED_SECONDS:
         start = clock()
         for _ in range(products):
-            product = left @ right
+            product = linear(left, right)
         product[0, 0].item()  # waits for the device
         best = min(best, (clock() - start) / products)
     torch.set_num_threads(threads)

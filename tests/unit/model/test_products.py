@@ -59,8 +59,12 @@ def test_what_needs_no_gradient_gets_none() -> None:
 @needs_onednn
 @pytest.mark.usefixtures("by_onednn")
 def test_plain_products_take_any_strides() -> None:
-    left, right = random(32, 7), random(9, 32, seed=1)
-    torch.testing.assert_close(mm(left.t(), right.t()), left.t() @ right.t(), rtol=1e-5, atol=1e-5)
+    for rows, columns in ((7, 9), (9, 7)):
+        left, right = random(32, rows), random(columns, 32, seed=1)
+        for one in (left, left.t().contiguous().t()):
+            for other in (right, right.t().contiguous().t()):
+                product = mm(one.t(), other.t())
+                torch.testing.assert_close(product, left.t() @ right.t(), rtol=1e-5, atol=1e-5)
     assert mm(torch.zeros(0, 4), torch.zeros(4, 3)).shape == (0, 3)
 
 
