@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from upweight.app.find import recipe_names
 from upweight.app.lineage import find_model
 from upweight.app.measure import Decoding, measure_models
 from upweight.app.recipe import Recipe, Step
@@ -62,10 +63,12 @@ def comparison(
     """The recipe: one goal for each base and set of conversations; those of one base share its `adopt`. The bases tuned
     on one set follow each other, since each model is compared with the one before it.
 
-    Raises UserError where a base is not there or two have the same name.
+    Raises UserError where a base is not there, two have the same name, or `name` is that of a recipe.
     """
     if len(bases) < 2 or not data:
         raise UserError("name at least two bases, and with --data at least one set of conversations to tune them on")
+    if name in recipe_names():
+        raise UserError(f"{name} is a recipe, whose steps {name}:STEP names: give the tuned models another --name")
     sources = {_short(part): _source(part, tuning.samples) for part in data}
     taken = [_short(base) for base in bases]
     if len(set(taken)) < len(taken) or len(sources) < len(data):

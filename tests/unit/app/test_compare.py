@@ -63,5 +63,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     one = str(tiny_checkpoint(tmp_path / "one"))
     with pytest.raises(UserError, match="at least two bases"):
         comparison([one], ["x.jsonl"], TUNING, root=tmp_path, name="bases", seed=0)
+    with pytest.raises(UserError, match="small is a recipe"):
+        comparison([one, one], ["x.jsonl"], TUNING, root=tmp_path, name="small", seed=0)
     with pytest.raises(UserError, match="same last name"):
         comparison([one, one], ["x.jsonl"], TUNING, root=tmp_path, name="bases", seed=0)
