@@ -16,7 +16,7 @@ import ast
 import builtins
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -81,7 +81,7 @@ class CodeVerifier(Verifier):
     def _judge(self, sandbox: Sandbox, tests: Sequence[str], completion: Completion) -> Verdict:
         if completion.truncated:
             return Verdict(0.0, "truncated")
-        code = program_of(completion.text)
+        code = program_of(completion.text, defines=called(tuple(tests)))
         if code is None:
             return Verdict(0.0, "no program found")
         failures = run_tests(sandbox, code, tests, limits=self.limits, every=self.partial)
@@ -93,15 +93,15 @@ class CodeVerifier(Verifier):
         return Verdict(score, f"failed {len(failures)} of {len(tests)} tests, number {index + 1}: {why}")
 
 
-def program_of(text: str, *, defines: str = "") -> str | None:
+def program_of(text: str, *, defines: Collection[str] = ()) -> str | None:
     """The program that a completion hands in after its thought, None where there is none.
 
     The last fenced block that says it is Python; where none says so, the last that says nothing (an answer often shows
     what its program prints in a bare block after it); where nothing is fenced, all of the text.
 
     Args:
-        defines: the function that is asked for: of several blocks the last that defines it counts, since calls of it
-            are often shown after it. "" for a program of any kind.
+        defines: the functions or classes that are asked for: of several blocks the last that defines one of them
+            counts, since calls of it are often shown after it. () for a program of any kind.
     """
     visible = visible_part(text)
     if visible is None or not visible.strip():
@@ -112,9 +112,23 @@ def program_of(text: str, *, defines: str = "") -> str | None:
     if not found:
         return visible.strip("\n")
     if defines:
-        definition = re.compile(rf"^(?:async )?def {re.escape(defines)}\b", re.MULTILINE)
+        names = "|".join(map(re.escape, sorted(defines)))
+        definition = re.compile(rf"^(?:async def|def|class) (?:{names})\b", re.MULTILINE)
         found = [body for body in found if definition.search(body)] or found
     return found[-1]
+
+
+@lru_cache(maxsize=1024)
+def called(tests: tuple[str, ...]) -> frozenset[str]:
+    """The names that tests call and Python does not have: what a program has to define."""
+    found: set[str] = set()
+    for test in tests:
+        try:
+            nodes = ast.walk(ast.parse(test)) if len(test) <= LONGEST_TEST else ()
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        found.update(node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
+    return frozenset(name for name in found if not hasattr(builtins, name))
 
 
 def run_tests(

@@ -175,8 +175,8 @@ def test_program_of() -> None:
     assert program_of("```\nx = 1\n```") == "x = 1\n"
     calls = shows + "and is called so:\n```python\nprint(f())\n```"
     assert program_of(calls) == "print(f())\n"
-    assert program_of(calls, defines="f") == "def f():\n    return 3\n"
-    assert program_of(calls, defines="g") == "print(f())\n"
+    assert program_of(calls, defines=("f",)) == "def f():\n    return 3\n"
+    assert program_of(calls, defines=("g",)) == "print(f())\n"
 
 
 def test_a_problem_without_tests_is_refused(sandbox: Sandbox) -> None:

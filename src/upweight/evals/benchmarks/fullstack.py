@@ -26,7 +26,7 @@ from upweight.core.records import Completion, Message, Problem, Sample, Verdict
 from upweight.evals.rows import DataSet, Questions, Row, by_source
 from upweight.evals.setting import Setting
 from upweight.rollout.sandbox import Sandbox, SandboxLimits, shared_sandbox
-from upweight.verify.code_tests import program_of, run_tests
+from upweight.verify.code_tests import called, program_of, run_tests
 
 PARTS = ("en", "zh")
 RUNS = ("python",)
@@ -74,7 +74,7 @@ class ProgramVerifier(Verifier):
     def _judge(self, sandbox: Sandbox, test: Mapping[str, Any], completion: Completion) -> Verdict:
         if completion.truncated:
             return Verdict(0.0, "truncated")
-        code = program_of(completion.text)
+        code = program_of(completion.text, defines=called((test["code"],)))
         if code is None:
             return Verdict(0.0, "no program found")
         if PLACE not in test["code"] and not test["files"]:

@@ -47,7 +47,7 @@ class FunctionVerifier(Verifier):
 
 def _whole(text: str, prompt: str, name: str) -> str:
     """The answer as a fenced program with all that the prompt gives."""
-    code = program_of(text, defines=name)
+    code = program_of(text, defines=(name,))
     if code is None:
         return text
     if re.search(rf"^def {re.escape(name)}\b", code, re.MULTILINE):

@@ -134,7 +134,8 @@ def test_mbpp_reads_both_splits(tmp_path: Path) -> None:
     first, second = benchmark.problems()
     assert "assert add(1, 2) == 3" in first.messages[-1].content
     right, wrong = "```python\ndef add(a, b):\n    return a + b\n```", "```python\ndef add(a, b):\n    return 3\n```"
-    assert scores(benchmark, first, right, wrong) == [1, 0]
+    shown = f"{right}\nFor example:\n```python\nprint(add(1, 2))\n```"
+    assert scores(benchmark, first, right, wrong, shown) == [1, 0, 1]
     assert scores(benchmark, second, right, "def add(a, b):\n    return 0") == [1, 0]
 
 
@@ -161,6 +162,7 @@ def test_fullstack_asks_what_runs_here(tmp_path: Path) -> None:
     for problem in problems:
         assert scores(benchmark, problem, right.partition("\n\nif")[0] + "\n```", wrong, quits) == [1, 0, 0], problem.id
     assert scores(benchmark, problems[0], right) == [1]  # what runs as a script is no part of it
+    assert scores(benchmark, problems[0], f"{right}\n```python\nprint(add(1, 2))\n```") == [1]
     sample = Sample("fullstack-1", 0, 1.0, "", "end", 1, "", "", None)
     assert benchmark.figures([sample]) == {"share of the questions asked": 0.6}
     with pytest.raises(UserError, match="parts en and zh"):
