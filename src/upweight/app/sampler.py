@@ -6,11 +6,12 @@ http://host:8000/v1          an OpenAI-compatible endpoint that serves one model
 http://host:8000/v1#NAME     one of several that it serves; the key is taken from OPENAI_API_KEY
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -71,7 +72,7 @@ def open_sampler(given: str, *, root: Path, machine: Machine, dtype: Precision |
     tokenizer = sampler.tokenizer
     identity = {
         "weights": sampler.policy,
-        "config": asdict(sampler.model.config),
+        "config": json.loads((directory / "config.json").read_text()),
         "tokenizer": tokenizer.fingerprint,
         "special_tokens": tokenizer.special_tokens,
         "ends": sorted(tokenizer.stop_tokens),

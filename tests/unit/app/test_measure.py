@@ -10,11 +10,14 @@ import httpx
 import pytest
 from rich.console import Console
 from tiny_checkpoint import tiny_checkpoint
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from upweight.app.benchmarks import find_benchmarks
 from upweight.app.measure import Decoding, measure_models
+from upweight.app.sampler import open_sampler
 from upweight.app.serve import ServeConfig
 from upweight.core.errors import RootInUse, UserError
+from upweight.core.identity import fingerprint
 from upweight.core.records import Completion, Sample
 from upweight.core.work import Machine
 from upweight.evals.estimators import avg_at_k
@@ -123,6 +126,19 @@ def test_a_changed_setting_of_the_model_is_another_model(tmp_path: Path) -> None
     assert len({origin["model"]["weights"] for origin in origins}) == 1
     (model / "config.json").write_text(json.dumps(config))
     assert measured(tmp_path, [str(model)], on)[0] == first
+
+
+def test_so_is_one_of_another_architecture(tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "a")
+    made = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    made.save_pretrained(model)
+    identities = []
+    for epsilon in (1e-5, 1e-2):
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": epsilon}))
+        with open_sampler(str(model), root=tmp_path, machine=Machine()) as opened:
+            identities.append(fingerprint(opened.identity))
+    assert len(set(identities)) == 2
 
 
 BY_ROWS = """
