@@ -1,7 +1,5 @@
 """The machine that a step ran on: kept in the manifest and shown by the report, no part of any identity."""
 
-import contextlib
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -14,6 +12,7 @@ import torch
 
 from upweight.core.errors import UserError
 from upweight.core.work import Machine
+from upweight.model.memory import give_back_freed_memory
 
 PACKAGES = ("upweight", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "daft", "lancedb", "msgspec")
 
@@ -72,9 +71,7 @@ def _processor() -> str:
 def reset_peak_memory() -> None:
     """Give back what earlier steps freed and start the kernel's high-water mark anew, so that each step reports its own
     peak."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library without it keeps what is free
-            ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed_memory()
     mark = Path("/proc/self/clear_refs")
     if mark.exists():
         try:

@@ -1,6 +1,8 @@
 """What tensors cost beyond their kernels on a CPU: the pages of memory that they lie in."""
 
+import contextlib
 import ctypes
+import sys
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Names of glibc's mallopt(3)."""
@@ -18,3 +20,14 @@ def keep_freed_memory() -> None:
         return
     mallopt(MMAP_THRESHOLD, 1 << 30)
     mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Hand what this process has freed back to the system, all pages of it that nothing else lies in.
+
+    Between two kinds of work that allocate blocks of other sizes, neither of which fits where those of the other were:
+    kept, their memory would add up. Nothing is done where there is no glibc.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it keeps what is free
+            ctypes.CDLL(None).malloc_trim(0)

@@ -35,7 +35,7 @@ from upweight.core.records import Completion
 from upweight.model.cache import HOST_BYTES, cache_room
 from upweight.model.language_model import LanguageModel, fingerprint, load
 from upweight.model.logprobs import truncate
-from upweight.model.memory import keep_freed_memory
+from upweight.model.memory import give_back_freed_memory, keep_freed_memory
 from upweight.model.precision import DTYPES, Precision
 from upweight.model.transformer import Transformer
 from upweight.text.chat import render
@@ -46,6 +46,10 @@ PREFILL_SCORES = 1 << 24
 
 SHARE_ROWS = 32
 """Rows that a thread has at least where several decode side by side: with fewer, reading the weights is most of it."""
+
+LARGE_CACHE = 1 << 28
+"""Bytes of keys and values from which on free memory goes back to the system around a call: a trainer that samples has
+blocks of other sizes, and freed ones of both would add up."""
 
 DRAW_BLOCK = 128
 """Tokens whose probabilities are added up at once to find where a draw falls: a running sum over a whole vocabulary is
@@ -152,6 +156,10 @@ class LocalSampler(Sampler):
         if self.model.device.type == "cpu":
             keep_freed_memory()
         total, model, streams = len(read) * count, self._rounded(), _Streams(read, limits)
+        held = self.model.cache_bytes(longest + limits.max_new_tokens) * min(self.batch_rows, total)
+        large = self.model.device.type == "cpu" and held >= LARGE_CACHE
+        if large:
+            give_back_freed_memory()
         parts = self._threads(min(self.batch_rows, total))
         cuts = [total * part // parts for part in range(parts + 1)]
         jobs = [[_Job(place // count, place % count, place) for place in range(*cut)] for cut in pairwise(cuts)]
@@ -160,6 +168,9 @@ class LocalSampler(Sampler):
         made: dict[int, Completion] = {}
         for done in _side_by_side(runs) if parts > 1 else [runs[0].decode()]:
             made |= done
+        if large:
+            del runs
+            give_back_freed_memory()
         return [[made[place] for place in range(start, start + count)] for start in range(0, total, count)]
 
     def _threads(self, rows: int) -> int:

@@ -31,3 +31,28 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
     assert kept < 1000
     # new pages: 4 x 2^26 / 4096 = 65,536, or 4 x 2^26 / 2^21 = 128 where the system gives huge ones
     assert given_back > kept
+
+
+HELD = """
+import os
+from pathlib import Path
+import torch
+from upweight.model.memory import give_back_freed_memory, keep_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+keep_freed_memory()
+parts = [torch.ones(1 << 20) for _ in range(100)]  # 4 MB each
+wall = torch.ones(1 << 20)  # above them: the end of the heap stays in use
+del parts
+before = resident()
+give_back_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_goes_back_when_asked_for() -> None:
+    given = subprocess.run([sys.executable, "-c", HELD], capture_output=True, check=True).stdout
+    assert int(given) > 350  # of 400 MB
