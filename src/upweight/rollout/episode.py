@@ -178,12 +178,13 @@ def _advance(
 def _called_in(text: str) -> str:
     """What stands after the thought: a call that is only thought about is not made, nor one in a thought without end.
 
-    Nor is any beside several thoughts: chat templates do not write such a reply back as it was, so that the episode
-    could not go on from what the model said.
+    Nor is any beside several thoughts, or beside one that does not begin the reply: chat templates do not write such a
+    reply back as it was, so that the episode could not go on from what the model said.
     """
-    several = text.count("<think>") > 1 or text.count("</think>") > 1
-    after = text.rpartition("</think>")[2]
-    return "" if several or "<think>" in after else after
+    before, _, after = text.rpartition("</think>")
+    thought = before.lstrip().removeprefix("<think>")
+    odd = "<think>" in after or "<think>" in thought or "</think>" in thought
+    return "" if odd else after
 
 
 def _answer(call: str, tools: Mapping[str, Tool]) -> str:

@@ -97,11 +97,11 @@ def test_a_wrong_call_is_answered(asked: str, answer: str) -> None:
     assert episode.messages[3] == Message("tool", answer, trained=False)
 
 
-SEVERAL = ["<think>a</think>b</think>", "<think><think>a</think>", "<think>a</think><think>b"]
+ODD = ["<think>a</think>b</think>", "<think><think>a</think>", "<think>a</think><think>b", "I <think>a</think>"]
 
 
-@pytest.mark.parametrize("thought", SEVERAL)
-def test_a_call_beside_several_thoughts_ends_the_episode(thought: str) -> None:
+@pytest.mark.parametrize("thought", ODD)
+def test_a_call_beside_thoughts_that_templates_do_not_write_back_ends_the_episode(thought: str) -> None:
     asked = thought + call('{"a": 1, "b": 1}')
     ((episode,),) = run_episodes(scripted(asked, "ok"), [ASK], tools=[ADD], limits=LIMITS)
     assert (len(episode.turns), episode.stop) == (1, "end")
