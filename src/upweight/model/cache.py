@@ -8,6 +8,7 @@ more than these.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,10 +113,11 @@ class Window:
         self.longest = max(end)
         if self.longest > cache.capacity:
             raise ValueError(f"a row would hold {self.longest} tokens, but the cache was made for {cache.capacity}")
-        self.rows: slice | Tensor = slice(0, count) if rows is None else torch.tensor(chosen, device=device)
-        starts = torch.tensor(start, device=device)
+        row_index = torch.arange(count, device=device) if rows is None else torch.tensor(chosen, device=device)
+        self.rows: slice | Tensor = slice(0, count) if rows is None else row_index
+        starts = torch.from_numpy(np.array(start, dtype=np.int64)).to(device)
         self.positions = starts[:, None] + torch.arange(new, device=device)
-        row_index, slots = torch.tensor(list(chosen), device=device)[:, None].expand(-1, new), self.positions
+        row_index, slots = row_index[:, None].expand(-1, new), self.positions
         self.valid = None
         if counts is not None:
             self.valid = torch.arange(new, device=device) < torch.tensor(added, device=device)[:, None]

@@ -351,7 +351,7 @@ class _Run:
         """Take the finished rows out; the last rows move into their places."""
         active = len(self.jobs)
         over = self.made[:active] >= self.limits.max_new_tokens
-        ended = torch.isin(self.last[:active], self.ends)
+        ended = (self.last[:active, None] == self.ends).any(dim=1)
         done = set((over | ended).nonzero()[:, 0].tolist())
         if self.limits.stop and active:
             done |= self._stopped(active)
