@@ -10,7 +10,7 @@ scale, a bias), and a model in which a token feels what follows it. Dropout is o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,12 @@ class ForeignModel(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the directory that transformers opens."""
         self.model.save_pretrained(path)
+
+    def hub_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and weights as `save` writes them: some architectures hold theirs otherwise, experts in one tensor."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        yield from revert_weight_conversion(self.model, dict(self.model.named_parameters())).items()
 
     def _hidden(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         read = torch.ones_like(tokens) if mask is None else mask.long()

@@ -38,7 +38,7 @@ from upweight.model.logprobs import truncate
 from upweight.model.memory import give_back_freed_memory, keep_freed_memory
 from upweight.model.precision import DTYPES, Precision
 from upweight.model.transformer import Transformer
-from upweight.text.chat import render
+from upweight.text.chat import prompt_tokens
 from upweight.text.tokenizer import Tokenizer
 
 PREFILL_SCORES = 1 << 24
@@ -125,7 +125,7 @@ class LocalSampler(Sampler):
 
     def sample(self, prompts: Sequence[Prompt], *, count: int, limits: Limits) -> list[list[Completion]]:
         """`count` completions for each prompt; UserError where one leaves no room in the model's context."""
-        read = [self._encode(prompt) for prompt in prompts]
+        read = [prompt_tokens(self.tokenizer, prompt) for prompt in prompts]
         return self._fitted(read, count, limits) if self.fits else self._sampled(read, count, limits)
 
     def _fitted(self, read: list[list[int]], count: int, limits: Limits) -> list[list[Completion]]:
@@ -192,10 +192,6 @@ class LocalSampler(Sampler):
         if isinstance(model, Transformer):
             model.pack(self.batch_rows)
         return model
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else render(self.tokenizer, prompt)
-        return list(tokens) or [self.tokenizer.end_of_text]
 
 
 def open_local(

@@ -23,6 +23,8 @@ from upweight.core.identity import seed_for
 from upweight.core.protocols import Limits, Prompt, Sampler
 from upweight.core.records import Completion, Message
 from upweight.rollout.service import EndpointError, Read, Service, Unfit
+from upweight.text.chat import prompt_tokens
+from upweight.text.tokenizer import Tokenizer
 
 _ROUNDING_NATS = 1e-4
 _HALF = re.compile("[\ud800-\udfff]")
@@ -30,6 +32,10 @@ _HALF = re.compile("[\ud800-\udfff]")
 _BROKEN_OFF = ("abort", "error")
 """How servers say that a choice was not written to its end, and another attempt may be."""
 _STOPS = {"stop": "end", "length": "length", "tool_calls": "end", "function_call": "end"}
+
+
+_Sent = str | tuple[int, ...] | tuple[Message, ...]
+"""A prompt as the server is sent it."""
 
 
 class PromptToken(NamedTuple):
@@ -52,6 +58,9 @@ class RemoteSampler(Sampler):
         most_in_flight: requests at once.
         policy: written into each completion; None takes the model's name.
         extra: further fields of each request, for a server's own options.
+        tokenizer: encodes prompts here, so that the server is sent tokens (vLLM and `upweight serve` take them), and
+            what is trained on is what was sampled from, whatever the server's own template would make of a message. A
+            completion that the server cuts off before its limit is then an error. None sends messages and text.
 
     Attributes:
         tokens_read, tokens_written: what the server has charged so far, by its own count ("usage"); 0 where it gives
@@ -70,6 +79,7 @@ class RemoteSampler(Sampler):
         most_in_flight: int = 32,
         policy: str | None = None,
         extra: Mapping[str, Any] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.service = Service(
             base_url,
@@ -83,6 +93,7 @@ class RemoteSampler(Sampler):
         self.model = model
         self.policy = model if policy is None else policy
         self.extra = dict(extra or {})
+        self.tokenizer = tokenizer
         self.tokens_read = self.tokens_written = 0
         self._counting = threading.Lock()
 
@@ -90,9 +101,9 @@ class RemoteSampler(Sampler):
         """`count` completions for each prompt. Raises EndpointError where a request fails for good."""
         if not prompts or count < 1:
             return [[] for _ in prompts]
-        seen: Counter[Prompt] = Counter()
-        named: list[tuple[Prompt, int]] = []  # which of the prompts that are alike
-        for prompt in (one if isinstance(one, str) else tuple(one) for one in prompts):
+        seen: Counter[_Sent] = Counter()
+        named: list[tuple[_Sent, int]] = []  # which of the prompts that are alike
+        for prompt in map(self._sent, prompts):
             named.append((prompt, seen[prompt]))
             seen[prompt] += 1
         with self.service.connected() as client, ThreadPoolExecutor(self.service.most_in_flight) as threads:
@@ -158,23 +169,35 @@ class RemoteSampler(Sampler):
             )
         return found
 
-    def _group(self, client: httpx.Client, prompt: Prompt, repeat: int, count: int, limits: Limits) -> list[Completion]:
+    def _sent(self, prompt: Prompt) -> _Sent:
+        if self.tokenizer is not None:
+            return tuple(prompt_tokens(self.tokenizer, prompt))
+        return prompt if isinstance(prompt, str) else tuple(prompt)
+
+    def _group(self, client: httpx.Client, prompt: _Sent, repeat: int, count: int, limits: Limits) -> list[Completion]:
         """One prompt's completions. Servers that give fewer than `n` choices are asked again for the others."""
         group: list[Completion] = []
         while len(group) < count:
             place = (len(group), repeat) if repeat else (len(group),)
             body = self._body(prompt, count - len(group), place, limits)
-            path = "completions" if isinstance(prompt, str) else "chat/completions"
+            path = "completions" if "prompt" in body else "chat/completions"
             group += self._ask(client, path, body, self._completions)
+        for completion in group if self.tokenizer is not None else ():
+            if completion.truncated and len(completion.tokens) < limits.max_new_tokens:
+                raise EndpointError(
+                    f"{self.base_url} cut a completion off after {len(completion.tokens)} of {limits.max_new_tokens} "
+                    f"tokens: with the prompt's {len(prompt)} they are longer than its context. Lower max_new_tokens, "
+                    "shorten the prompt or serve a longer context"
+                )
         return group[:count]
 
-    def _body(self, prompt: Prompt, count: int, place: tuple[int, ...], limits: Limits) -> dict[str, Any]:
+    def _body(self, prompt: _Sent, count: int, place: tuple[int, ...], limits: Limits) -> dict[str, Any]:
         """The request; `place` tells its seed from those of others for the same prompt."""
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) or self.tokenizer is not None:
             asked: dict[str, Any] = {"prompt": prompt, "logprobs": 0}
             name: object = prompt
         else:
-            messages = [_message(message) for message in prompt]
+            messages = [_message(part) for part in prompt if isinstance(part, Message)]
             asked = {"messages": messages, "logprobs": True}
             name = messages
         body = {

@@ -5,19 +5,23 @@ Written for vLLM 0.28 to 0.32, the optional extra `upweight[vllm]`. Sampling goe
 drives start, update and finish on the server and moves the tensors by NCCL, or by CUDA IPC where both processes share a
 GPU. In-flight answers end first (`/pause?mode=wait`), so that every completion comes from one version of the weights.
 
-vLLM is asked for log-probabilities after temperature and truncation (`--logprobs-mode processed_logprobs`) and for the
-token ids. It rounds otherwise than the trainer does: give the objective `off_policy="truncate"` and a `mismatch_bound`
-that fits, some tenths of a nat in bfloat16.
+vLLM is sent tokens, and asked for the answer's and for log-probabilities after temperature and truncation
+(`--logprobs-mode processed_logprobs`). It rounds otherwise than the trainer does: give the objective
+`off_policy="truncate"` and a `mismatch_bound` that fits, some tenths of a nat in bfloat16.
+
+Run against vLLM 0.32 built for CPUs, weights pushed through all but the last leg (tests/acceptance/vllm_server.py): in
+float32 its log-probabilities are the trainer's to 1e-5. Not run: NCCL and CUDA IPC, for want of a GPU.
 """
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,12 +36,27 @@ from upweight.core.records import Completion
 from upweight.model.language_model import LanguageModel
 from upweight.model.transformer import Transformer
 from upweight.model.weights import to_hub_names
+from upweight.rollout import guardian
 from upweight.rollout.remote import RemoteSampler
 from upweight.rollout.service import EndpointError
+from upweight.text.tokenizer import Tokenizer
 
 NAME = "policy"
+REQUEST = {
+    "return_token_ids": True,
+    # text is what the tokens say, as of a sampler in this process
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
+}
+"""Fields of each request that are vLLM's own."""
+
 LOG_LINES = 15
 """Of the server's log, shown where it does not start."""
+
+ENDING_SECONDS = 3.0
+"""That a server may take to end after it has answered that it cannot go on."""
+
+_RAISED = re.compile(r"(?:^|\] )[\w.]*(?:Error|Exception): ")
 
 
 @runtime_checkable
@@ -131,15 +150,15 @@ class VllmSampler(Sampler):
         began, version = time.monotonic(), self._version()
         self._post("pause", {"mode": "wait", "clear_cache": "true"})
         try:
-            try:
-                self._transfer.send_weights()
-            except (RuntimeError, OSError, ValueError) as error:
-                raise EndpointError(
-                    f"{self._control}: the weights after {version} updates could not be pushed "
-                    f"({type(error).__name__}: {error}). See the server's log; the run goes on from its last checkpoint"
-                ) from error
-        finally:
-            self._post("resume", {})
+            self._transfer.send_weights()
+        except (RuntimeError, OSError, ValueError) as error:
+            with suppress(EndpointError):  # a server that this has ended cannot go on, and that is not the reason
+                self._post("resume", {})
+            raise EndpointError(
+                f"{self._control}: the weights after {version} updates could not be pushed "
+                f"({type(error).__name__}: {error}). See the server's log; the run goes on from its last checkpoint"
+            ) from error
+        self._post("resume", {})
         self._pushed, self.push_seconds = version, time.monotonic() - began
 
     def close(self) -> None:
@@ -176,36 +195,39 @@ class HubWeights:
         if isinstance(self._model, Transformer):
             named = to_hub_names(self._model.state_dict(), self._model.config)
         else:
-            named = self._model.model.named_parameters()
+            named = self._model.hub_weights()
         for name, tensor in named:
             yield name, tensor.detach().contiguous()
 
 
 @contextmanager
 def open_vllm(
-    config: Vllm, model: LanguageModel, directory: Path, version: Callable[[], int], log: Path
+    config: Vllm, model: LanguageModel, tokenizer: Tokenizer, directory: Path, version: Callable[[], int], log: Path
 ) -> Iterator[VllmSampler]:
     """A server of the checkpoint in `directory` and a sampler that keeps its weights those of `model`.
 
-    Raises UserError where vLLM is not installed or does not start; the end of its log is shown.
+    Raises UserError where vLLM is not installed, does not start (what its log says of it is shown), or the model's
+    weights have no way to it.
     """
     if find_spec("vllm") is None:
         raise UserError(
             "this step samples with vLLM, which is not installed: pip install 'upweight[vllm]' on a machine with a "
             "CUDA GPU, or leave the step's `vllm` out to sample in this process"
         )
+    _check_device(model)
     with _served(config, directory, log) as address:
         remote = RemoteSampler(
             f"{address}/v1",
             NAME,
             timeout_seconds=config.timeout_seconds,
             most_in_flight=config.most_in_flight,
-            extra={"return_token_ids": True},
+            extra=REQUEST,
+            tokenizer=tokenizer,
         )
         sampler = VllmSampler(
             remote,
             address,
-            _transfer(config, model, address),
+            _connected(config, model, address, log),
             version,
             most_stale=config.most_stale,
             timeout_seconds=config.timeout_seconds,
@@ -214,6 +236,14 @@ def open_vllm(
             yield sampler
         finally:
             sampler.close()
+
+
+def _check_device(model: LanguageModel) -> None:
+    if model.device.type != "cuda":
+        raise UserError(
+            f"the policy is on the device {model.device}, and vLLM takes new weights from a CUDA GPU only: run with "
+            "--device cuda, or leave the step's `vllm` out to sample in this process"
+        )
 
 
 def command_of(config: Vllm, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
@@ -242,28 +272,37 @@ def _served(config: Vllm, directory: Path, log: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command, added = command_of(config, directory, port)
     address = f"http://127.0.0.1:{port}"
-    with log.open("wb") as written:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT, env={**os.environ, **added}
-        )
+    with (
+        log.open("wb") as written,
+        subprocess.Popen(
+            [sys.executable, "-P", guardian.__file__, *command],
+            stdin=subprocess.PIPE,  # closed on the way out, or when this process dies: that ends the server
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **added},
+            start_new_session=True,  # Ctrl-C is for this process to answer
+        ) as process,
+    ):
+        _wait(process, address, config.start_seconds, log)
         try:
-            _wait(process, address, config.start_seconds, log)
             yield address
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        except EndpointError as error:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING_SECONDS)
+            if process.returncode is None:
+                raise
+            raise EndpointError(
+                f"vLLM has ended with exit code {process.returncode}; {log} says:\n{_reason(log)}"
+            ) from error
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, seconds: float, log: Path) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            said = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-            raise UserError(f"vLLM ended with exit code {process.returncode} before it was ready; {log} says:\n{said}")
+            raise UserError(
+                f"vLLM ended with exit code {process.returncode} before it was ready; {log} says:\n{_reason(log)}"
+            )
         try:
             if httpx.get(f"{address}/health", timeout=5.0).status_code == 200:
                 return
@@ -271,6 +310,25 @@ def _wait(process: subprocess.Popen[bytes], address: str, seconds: float, log: P
             pass
         time.sleep(0.5)
     raise UserError(f"vLLM was not ready within {seconds:g} s: see {log}, or raise start_seconds")
+
+
+def _reason(log: Path) -> str:
+    """What a server's log says of its end: from the first exception on, since each of its processes reports that the
+    one below it has failed; the last lines where there is none."""
+    lines = log.read_text(errors="replace").splitlines()
+    first = next((number for number, line in enumerate(lines) if _RAISED.search(line)), len(lines) - LOG_LINES)
+    return "\n".join(lines[max(0, first) :][:LOG_LINES])
+
+
+def _connected(config: Vllm, model: LanguageModel, address: str, log: Path) -> Transfer:
+    try:
+        return _transfer(config, model, address)
+    except (RuntimeError, OSError, ValueError, httpx.HTTPError) as error:
+        raise UserError(
+            f"vLLM runs, but no way for weights could be opened to it ({type(error).__name__}: {error}); see {log}. "
+            f"The backend is {config.backend!r}: 'nccl' needs GPUs of the server's own, named by `devices`, and 'ipc' "
+            "the trainer's GPU"
+        ) from error
 
 
 def _transfer(config: Vllm, model: LanguageModel, address: str) -> Transfer:

@@ -457,7 +457,9 @@ def run(config: Config, work: Work) -> Summary:
         sampler: Sampler = LocalSampler(model, tokenizer, policy=out.name, dtype=config.sampler_dtype)
         if config.vllm is not None:
             log = work.out / "vllm.log"
-            sampler = opened.enter_context(open_vllm(config.vllm, model, source, lambda: loader.consumed, log))
+            sampler = opened.enter_context(
+                open_vllm(config.vllm, model, tokenizer, source, lambda: loader.consumed, log)
+            )
         loader = OnPolicy(
             Parts(
                 sampler,

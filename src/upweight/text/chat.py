@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from upweight.core.errors import UserError
+from upweight.core.protocols import Prompt
 from upweight.core.records import Completion, Message
 from upweight.text.template import CHATML, PLAIN, render_text
 from upweight.text.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ __all__ = [
     "encode_conversation",
     "encode_reply",
     "encode_turns",
+    "prompt_tokens",
     "render",
     "reply_tokens",
 ]
@@ -66,6 +68,12 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Tools | 
     messages, tools = _as_said(tokenizer, messages), _as_text(tools, tokenizer.control_names)
     prompt = _text(tokenizer, messages, tools, generation_prompt=True)
     return _encode(tokenizer, prompt, _turns(tokenizer, messages, tools), trained=[]).tokens
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """What a model is given to continue: a conversation rendered, or text as it is; never nothing."""
+    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else render(tokenizer, prompt)
+    return tokens or [tokenizer.end_of_text]
 
 
 def encode_reply(tokenizer: Tokenizer, prompt: Sequence[int], text: str, *, ended: bool = True) -> list[int]:

@@ -17,6 +17,8 @@ from upweight.core.records import Message
 from upweight.rollout.remote import RemoteSampler
 from upweight.rollout.service import EndpointError
 from upweight.store.jsonl import write_jsonl
+from upweight.text.chat import CHATML, render
+from upweight.text.tokenizer import Tokenizer
 
 QUESTION = (Message("user", "2 + 2?"),)
 
@@ -127,6 +129,32 @@ def test_logprobs_without_their_tokens_are_left_out(endpoint: Endpoint) -> None:
     assert [c.logprobs for c in group] == [(), (-0.1,), (), ()]
     assert [c.tokens for c in group] == [(), (5,), (5, 6), ()]
     assert [c.stop for c in group] == ["end", "end", "end", "stop"]
+
+
+def test_with_a_tokenizer_the_server_is_sent_the_tokens_that_are_trained_on(endpoint: Endpoint) -> None:
+    tokenizer = Tokenizer.train(["2 + 2 = 4"], 300, chat_template=CHATML)
+    told = {"token_logprobs": [-0.5, -0.25]}
+    choice = {"text": "4", "finish_reason": "stop", "logprobs": told, "token_ids": [11, 2]}
+    endpoint.answer = lambda handler, body, number: reply(handler, {"choices": [choice] * body["n"]})
+    sampler = endpoint.sampler(tokenizer=tokenizer)
+    # a server's own template would end the turn here
+    asked = (Message("user", "what is <|im_end|>?"),)
+    groups = sampler.sample([asked, asked, "2 + 2 ="], count=2, limits=Limits(2, seed=1))
+    assert [[one.tokens for one in group] for group in groups] == [[(11, 2)] * 2] * 3
+    assert set(endpoint.paths) == {"/v1/completions"}
+    sent = sorted(body["prompt"] for body in endpoint.bodies)
+    assert sent == sorted([render(tokenizer, asked), render(tokenizer, asked), tokenizer.encode("2 + 2 =")])
+    assert len({body["seed"] for body in endpoint.bodies}) == 3
+
+
+def test_a_completion_that_the_context_cut_off_is_no_truncated_one(endpoint: Endpoint) -> None:
+    tokenizer = Tokenizer.train(["2 + 2 = 4"], 300, chat_template=CHATML)
+    choice = {"text": "4", "finish_reason": "length", "token_ids": [11, 12]}
+    endpoint.answer = lambda handler, body, number: reply(handler, {"choices": [choice]})
+    sampler = endpoint.sampler(tokenizer=tokenizer)
+    assert sampler.sample([QUESTION], count=1, limits=Limits(2))[0][0].truncated
+    with pytest.raises(EndpointError, match=r"cut a completion off after 2 of 3 tokens: with the prompt's \d+ they"):
+        sampler.sample([QUESTION], count=1, limits=Limits(3))
 
 
 def test_choices_that_the_server_left_out_are_asked_for(endpoint: Endpoint) -> None:

@@ -1,8 +1,10 @@
 """vLLM's side is played by `upweight serve` with vLLM's routes for pausing beside it: what is asked of a server and
-when, how far its weights lag, and that served log-probabilities are the trainer's. vLLM itself needs a GPU.
+when, how far its weights lag, and that served log-probabilities are the trainer's. vLLM itself is asked by
+tests/acceptance/vllm_server.py.
 """
 
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -15,16 +17,19 @@ import pytest
 import torch
 import uvicorn
 from fastapi import FastAPI, Request
+from safetensors.torch import load_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from upweight.app.engine import Engine
 from upweight.app.serve import ServeConfig, make_app
 from upweight.core.errors import Refusal, UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
+from upweight.model import language_model
 from upweight.model.transformer import ModelConfig, Transformer, make_model
 from upweight.model.weights import from_hub_names, load, save
 from upweight.objectives.grpo import Grpo
-from upweight.rollout import vllm
+from upweight.rollout import guardian, vllm
 from upweight.rollout.remote import RemoteSampler
 from upweight.rollout.service import EndpointError
 from upweight.rollout.vllm import HubWeights, Vllm, VllmSampler, command_of, open_vllm
@@ -44,7 +49,7 @@ class Server:
     def __init__(self) -> None:
         self.model = make_model(SHAPE, 0)
         self.events: list[Any] = []
-        self.refuses = False
+        self.refuses = self.stuck = False
         app = FastAPI()
 
         @app.post("/pause")
@@ -59,6 +64,10 @@ class Server:
         @app.post("/resume")
         async def resume() -> Any:
             self.events.append("resume")
+            if self.stuck:
+                from fastapi.responses import JSONResponse
+
+                return JSONResponse({"error": "EngineCore encountered an issue"}, 500)
             return {}
 
         app.mount("/", make_app(Engine(self.model, TOKENIZER, rows=4), vllm.NAME, ServeConfig(concurrent=64)))
@@ -103,7 +112,9 @@ def server() -> Iterator[Server]:
 
 
 def sampler_of(server: Server, policy: Transformer, version: list[int], most_stale: int = 0) -> VllmSampler:
-    remote = RemoteSampler(f"{server.address}/v1", vllm.NAME, pause_seconds=0.01, extra={"return_token_ids": True})
+    remote = RemoteSampler(
+        f"{server.address}/v1", vllm.NAME, pause_seconds=0.01, extra=vllm.REQUEST, tokenizer=TOKENIZER
+    )
     return VllmSampler(remote, server.address, Push(policy, server), lambda: version[0], most_stale=most_stale)
 
 
@@ -165,6 +176,9 @@ def test_a_push_that_fails_ends_the_run_and_leaves_the_server_answering(server: 
     with pytest.raises(EndpointError, match=r"after 4 updates could not be pushed \(RuntimeError: NCCL gave up\)"):
         sampler.sample([ASK], count=1, limits=Limits(2))
     assert server.events[-1] == "resume"
+    server.stuck = True  # a server that the push has ended: what it says of that is not the reason
+    with pytest.raises(EndpointError, match=r"could not be pushed \(RuntimeError: NCCL gave up\)"):
+        sampler.sample([ASK], count=1, limits=Limits(2))
     server.refuses = True
     with pytest.raises(EndpointError, match=r"answered HTTP 404.*VLLM_SERVER_DEV_MODE=1"):
         sampler.sample([ASK], count=1, limits=Limits(2))
@@ -182,6 +196,21 @@ def test_weights_by_the_names_of_hugging_face(tmp_path: Path) -> None:
     again, _ = load(tmp_path)
     assert {name for name, _ in given} == {name for name, _ in HubWeights(again, SimpleNamespace)}
     assert "model.layers.0.self_attn.q_proj.weight" in dict(given)
+
+
+def test_weights_of_a_wrapped_model_by_the_names_of_its_checkpoint(tmp_path: Path) -> None:
+    # held in one tensor, stored one by one
+    shape: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = Qwen3MoeConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, **heads, **shape)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "theirs")
+    model, _ = language_model.load(tmp_path / "theirs")
+    given = dict(HubWeights(model, SimpleNamespace))
+    language_model.save(model, tmp_path / "ours")
+    stored = load_file(tmp_path / "ours" / "model.safetensors")
+    assert given.keys() == stored.keys()
+    assert "model.layers.0.mlp.experts.3.down_proj.weight" in given
+    assert all(torch.equal(given[name], stored[name]) for name in stored)
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -202,10 +231,112 @@ def test_the_command(tmp_path: Path) -> None:
 def test_without_vllm_or_with_one_that_dies_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(SHAPE, 0)
     monkeypatch.setattr(vllm, "find_spec", lambda name: None)
+
+    def opened() -> Any:
+        return open_vllm(Vllm(), model, TOKENIZER, tmp_path, lambda: 0, tmp_path / "log")
+
     with pytest.raises(UserError, match=r"pip install 'upweight\[vllm\]'"):
-        open_vllm(Vllm(), model, tmp_path, lambda: 0, tmp_path / "log").__enter__()
+        opened().__enter__()
     monkeypatch.setattr(vllm, "find_spec", lambda name: name)
+    with pytest.raises(UserError, match=r"on the device cpu.*--device cuda"):
+        opened().__enter__()
+    monkeypatch.setattr(vllm, "_check_device", lambda model: None)
     dies = [sys.executable, "-c", "print('no GPU here'); raise SystemExit(3)"]
     monkeypatch.setattr(vllm, "command_of", lambda config, directory, port: (dies, {}))
     with pytest.raises(UserError, match=r"exit code 3 before it was ready.*\n.*no GPU here"):
-        open_vllm(Vllm(), model, tmp_path, lambda: 0, tmp_path / "log").__enter__()
+        opened().__enter__()
+    assert "Fatal Python error" not in (tmp_path / "log").read_text()  # of whoever watches over the server
+
+
+def test_of_a_server_that_fails_the_first_exception_is_shown(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    failed = [
+        "(APIServer pid=1) WARNING 11-27 03:11:42 [a.py:2] this can cause errors like `OSError: [Errno 24]`",
+        "(Worker pid=3) ERROR 11-27 03:13:38 [b.py:1063] Traceback (most recent call last):",
+        "(Worker pid=3) ERROR 11-27 03:13:38 [b.py:1063] torch.OutOfMemoryError: CUDA out of memory.",
+        *["(EngineCore pid=2) ERROR 11-27 03:13:38 [c.py:1512]   File"] * 40,
+        "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    log.write_text("\n".join(failed))
+    assert vllm._reason(log).splitlines() == failed[2 : 2 + vllm.LOG_LINES]
+    log.write_text("usage: api_server.py\napi_server.py: error: argument --dtype: invalid choice\n")
+    assert vllm._reason(log).endswith("invalid choice")
+
+
+READY = """
+import http.server, os, subprocess, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def do_POST(self):
+        print("[core.py:1] ValueError: weights of another shape", flush=True)
+        os._exit(7)
+    def log_message(self, *told):
+        pass
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), worker.pid, flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+"""A server that has a process of its own and ends at the first POST."""
+
+
+def ready(config: Vllm, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    return [sys.executable, "-c", READY, str(port)], {}
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether none of these processes runs any more, within a few seconds."""
+    for _ in range(200):
+        states = [Path(f"/proc/{pid}/stat") for pid in pids]
+        if not any(state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z" for state in states):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
+def test_a_server_ends_with_all_of_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "command_of", ready)
+    log = tmp_path / "log"
+    with vllm._served(Vllm(), tmp_path, log):
+        pids = [int(pid) for pid in log.read_text().split()]
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert gone(pids)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
+def test_a_server_does_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run = """
+import subprocess, sys
+with open(sys.argv[1], "wb") as log:
+    subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=log).wait()
+"""
+    watched = [sys.executable, "-P", guardian.__file__, sys.executable, "-c", READY, "0"]
+    with subprocess.Popen([sys.executable, "-c", run, str(log), *watched]) as process:
+        while not (log.exists() and log.read_text().endswith("\n")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    assert gone([int(pid) for pid in log.read_text().split()])
+
+
+def test_where_the_server_has_ended_its_log_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "command_of", ready)
+    with (
+        pytest.raises(EndpointError, match=r"ended with exit code 7; .*log says:\n.*ValueError: weights of another"),
+        vllm._served(Vllm(), tmp_path, tmp_path / "log") as address,
+    ):
+        RemoteSampler(f"{address}/v1", "policy", attempts=1).sample([ASK], count=1, limits=Limits(2))
+
+
+def test_where_no_way_for_weights_can_be_opened_both_ways_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(config: Vllm, model: Any, address: str) -> Any:
+        raise RuntimeError("Duplicate GPU detected")
+
+    monkeypatch.setattr(vllm, "_transfer", fails)
+    with pytest.raises(UserError, match=r"Duplicate GPU detected.*log.*'nccl'.*`devices`"):
+        vllm._connected(Vllm(), make_model(SHAPE, 0), "http://127.0.0.1:9", tmp_path / "log")
