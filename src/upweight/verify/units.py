@@ -55,6 +55,7 @@ def _units() -> dict[str, tuple[str, Fraction]]:
 
 
 _UNITS = _units()
+_KINDS = frozenset(kind for kind, _ in _UNITS.values()).union(_CURRENCIES.values())
 _THING = re.compile(r"([A-Za-z]{3,})(?:[ /-](?:[A-Za-z]{2,}|a))*")
 _LISTED_CHANGING = """
     and or nor not plus minus over mod modulo base less more than dozen percent factorial squared cubed if when where
@@ -76,14 +77,15 @@ class Quantity(NamedTuple):
 
 
 def same_quantity(candidate: str, reference: str) -> bool | None:
-    """Whether two tidied texts are the same quantity; None where one is none."""
+    """Whether two tidied texts are the same quantity; None where one is none, and where words differ that may be names
+    of one thing, or letters of a product."""
     one, other = quantity(candidate), quantity(reference)
     if one is None or other is None:
         return None
+    if one.measures and other.measures and one.measures != other.measures:
+        return False if _KINDS.issuperset(kind for kind, _ in one.measures + other.measures) else None
     if one.measures and other.measures:
-        return one.measures == other.measures and same(
-            _times(one.number, one.factor), _times(other.number, other.factor)
-        )
+        return same(_times(one.number, one.factor), _times(other.number, other.factor))
     return same(one.number, other.number)
 
 
