@@ -44,13 +44,13 @@ def recipe(scale: float = 1.0, seed: int = 0, model: str = MODEL) -> Recipe:
 
     adamw = OptimizerConfig(kind="adamw")
     sampled = Limits(ANSWER_TOKENS)
-    taught, paired, tried = of(240), of(80), of(96)
+    taught, paired, tried = of(240), of(80), of(570)
     problems = Step(
         "problems",
         collect,
         collect.Config(
             {
-                "gym": Gym(FAMILIES, count=of(250), seed=seed),
+                "gym": Gym(FAMILIES, count=of(420), seed=seed),
                 "never_trained": Gym(NEVER_TRAINED, count=of(40), seed=seed),
             },
             reserved_share=0.1,
@@ -143,10 +143,11 @@ def recipe(scale: float = 1.0, seed: int = 0, model: str = MODEL) -> Recipe:
         reinforce.Config(
             reward=RewardConfig("gym"),
             steps=max(2, round(24 * scale)),
-            problems_a_step=8,
+            problems_a_step=24,
             group=8,
             limits=sampled,
             learning_rate=5e-5,
+            interpolation=0.7,
             optimizer=adamw,
             batch_tokens=1024,
             save_every_steps=4,
@@ -157,7 +158,7 @@ def recipe(scale: float = 1.0, seed: int = 0, model: str = MODEL) -> Recipe:
         "transfer",
         {"trained families": "reserved_gym.jsonl", "families never trained": "never_trained.jsonl"},
         8,
-        64,
+        120,
         {"sft": student, "rl": reinforced},
     )
     page_of_rl = Step(
