@@ -3,7 +3,7 @@
     pip download --no-deps vllm==0.32.0 && unzip -q vllm-0.32.0-*.whl 'vllm/*.py' 'vllm/**/*.py' -d vllm-0.32
     python tests/acceptance/vllm_interface.py vllm-0.32
 
-Exits with 1 where a name, a field, an option or a route is not there. What they do is not tested by this.
+Exits with 1 where a name, a field, an option or a route is not there. What they do is tested by vllm_server.py.
 """
 
 import ast
@@ -35,7 +35,9 @@ WORDS = {  # option or request field -> where it is declared
     "processed_logprobs": "vllm/config/model.py",
     "VLLM_SERVER_DEV_MODE": "vllm/envs.py",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "vllm/envs.py",
-    "return_token_ids": "vllm/entrypoints/openai/chat_completion/protocol.py",
+    "return_token_ids": "vllm/entrypoints/openai/completion/protocol.py",
+    "skip_special_tokens": "vllm/entrypoints/openai/completion/protocol.py",
+    "spaces_between_special_tokens": "vllm/entrypoints/openai/completion/protocol.py",
 }
 
 
