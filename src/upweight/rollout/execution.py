@@ -4,6 +4,7 @@ import fcntl
 import math
 import os
 import selectors
+import signal
 import socket
 import tempfile
 import time
@@ -24,7 +25,7 @@ class SandboxLimits:
     """What one program may use.
 
     Attributes:
-        cpu_seconds: processor time, over all threads.
+        cpu_seconds: processor time, over all threads, in whole seconds; one more for a program that ignores SIGXCPU.
         wall_seconds: time from start to end.
         memory_bytes: address space, the interpreter's own 30 MB included.
         processes: tasks of the sandbox, which is threads, since starting processes is refused altogether. The kernel
@@ -214,7 +215,8 @@ def _execution(
         answer = {"ends": [{"exit": -9, "cpu": 0.0, "memory": 0}], "timed_out": True, "wall": limits.wall_seconds}
     ends = answer["ends"]
     cpu = sum(end["cpu"] for end in ends)
-    used_up = any(end["cpu"] >= limits.cpu_seconds for end in ends)
+    # the kernel counts more finely than it reports: a program that it ended for its time may show a little less
+    used_up = any(end["exit"] == -signal.SIGXCPU or end["cpu"] >= limits.cpu_seconds for end in ends)
     return Execution(
         stdout=stdout.decode("utf-8", "replace"),
         stderr=stderr.decode("utf-8", "replace"),

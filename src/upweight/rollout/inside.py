@@ -17,6 +17,7 @@ import builtins
 import functools
 import json
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ PARTNER = 4
 DEEPEST = 64
 """Levels of nesting that a value may have."""
 LARGEST_MESSAGE = 1 << 24
+_WORD = re.compile(r"\w+")
 
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict)
 
@@ -35,8 +37,15 @@ class NotPlain(TypeError):
     """A value that is no number, string or container of these, and so cannot leave its process."""
 
 
-class Undecidable(Exception):
-    """The test would leave its verdict to the candidate, or needs what cannot leave a process."""
+class Undecidable(BaseException):
+    """The test would leave its verdict to the candidate, or needs what cannot leave a process.
+
+    No Exception, and neither is `Ended`: a test that expects one of the candidate would take this for it.
+    """
+
+
+class Ended(BaseException):
+    """The candidate's process is gone, or says more than can be read."""
 
 
 def pack(value: Any, depth: int = 0) -> Any:
@@ -128,13 +137,12 @@ def serve_candidate(source: str) -> None:
     def take(sent: Any) -> Any:
         return objects[sent["object"]] if "object" in sent else unpack(sent["value"])
 
-    names = {}
-    for name, value in namespace.items():
-        if not name.startswith("__"):
-            names[name] = give(value)
-    channel.send({"names": names})
+    channel.send({"names": list(namespace)})
     while True:
         request = channel.receive()
+        if "name" in request:
+            channel.send(give(namespace.get(request["name"])))
+            continue
         arguments = [take(argument) for argument in request["arguments"]]
         keywords = {name: take(argument) for name, argument in request["keywords"].items()}
         target = objects[request["object"]]
@@ -165,17 +173,36 @@ def run_tests(source: str) -> None:
             failure = "the candidate did not load: " + ": ".join(first["failed"])
         else:
             namespace = _main_module()
-            namespace.update({name: _stand_in(channel, told, True) for name, told in first["names"].items()})
             try:
+                namespace.update(_defined(channel, {*map(str, first["names"])}, test))
                 exec(compile(test, "test.py", "exec"), namespace)
             except Undecidable as error:
                 kind, failure = "undecidable", str(error)
+            except Ended as error:
+                kind, failure = "ended", str(error)
             except AssertionError as error:
                 failure = f"assertion failed {error}".strip()
             except BaseException as error:  # a test that raises has failed, by sys.exit too
                 failure = ": ".join(_told(error))
         line = {"index": index, "kind": kind, "failure": failure[:2000]}
         _write_all(RESULT, json.dumps(line).encode() + b"\n")
+
+
+def _defined(channel: "_Channel", names: set[str], test: str) -> dict[str, Any]:
+    """What the candidate defines of the words of the test. Asked for one by one: a candidate may hold large tables.
+
+    The names of built-in functions are not its own to define: a test that applies abs or range means Python's.
+    """
+    found: dict[str, Any] = {}
+    for name in sorted(names & {*_WORD.findall(test)}):
+        if name.startswith("__"):
+            continue
+        if hasattr(builtins, name):
+            found[name] = Shadow(name)
+        else:
+            channel.send({"name": name})
+            found[name] = _stand_in(channel, channel.receive(), True)
+    return found
 
 
 class _Channel:
@@ -186,20 +213,26 @@ class _Channel:
 
     def send(self, message: Any) -> None:
         data = json.dumps(message).encode()
-        _write_all(self.descriptor, len(data).to_bytes(4, "little") + data)
+        try:
+            _write_all(self.descriptor, len(data).to_bytes(4, "little") + data)
+        except ConnectionError:
+            raise Ended("the candidate's process ended") from None
 
     def receive(self) -> Any:
         length = int.from_bytes(self._read(4), "little")
         if length > LARGEST_MESSAGE:
-            raise EOFError("the candidate's answer is too large")
+            raise Ended("the candidate's answer is too large")
         return json.loads(self._read(length))
 
     def _read(self, count: int) -> bytes:
         parts = []
         while count:
-            part = os.read(self.descriptor, min(count, 1 << 16))
+            try:
+                part = os.read(self.descriptor, min(count, 1 << 16))
+            except ConnectionError:
+                part = b""
             if not part:
-                raise EOFError("the candidate's process ended")
+                raise Ended("the candidate's process ended")
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
@@ -266,9 +299,25 @@ class Remote:
         return _stand_in(channel, answer, own and not (function and method is None))
 
 
+class Shadow:
+    """What stands for a built-in name that the candidate defined anew: no test can use it."""
+
+    def __init__(self, name: str) -> None:
+        object.__setattr__(self, "_name", name)
+
+    def __getattr__(self, name: str) -> Any:
+        raise Undecidable(f"the test uses {self._name}, which the candidate defines anew")
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.call
+
+    def __repr__(self) -> str:
+        return f"{self._name} of the candidate's own"
+
+
 def _refuse(name: str) -> Callable[..., Any]:
-    def refuse(self: Remote, *others: Any) -> Any:
-        raise Undecidable(f"the test applies {name} to an object of the candidate's own type")
+    def refuse(self: Remote | Shadow, *others: Any) -> Any:
+        raise Undecidable(f"the test applies {name} to {self!r}")
 
     return refuse
 
@@ -278,7 +327,8 @@ for _name in (
     *("rtruediv", "floordiv", "rfloordiv", "mod", "rmod", "pow", "rpow", "neg", "abs", "and", "rand", "or", "ror"),
     *("xor", "rxor", "int", "float", "index", "round", "hash", "str", "format", "bool"),
 ):
-    setattr(Remote, f"__{_name}__", _refuse(f"__{_name}__"))
+    for _kind in (Remote, Shadow):
+        setattr(_kind, f"__{_name}__", _refuse(f"__{_name}__"))
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 

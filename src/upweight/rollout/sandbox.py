@@ -5,7 +5,7 @@ A program gets no network, no processes, no files but an interpreter to read and
 away with it, an empty environment, and bounded time, memory, output and disk. How it ended is told by the fork-server
 and the kernel, never by the program. Works as root and as an ordinary user, and refuses with `IsolationUnavailable`
 where the kernel grants no user namespaces; `unsafe=True` then runs programs with rlimits and seccomp but without
-namespaces: they can read what this user can read.
+namespaces: they can read, change and delete what this user can.
 
 Runs are reproducible: hash seed and random seed are the same for every program.
 """

@@ -78,6 +78,8 @@ _CONDITIONAL = {
     },
 }
 _TABLES = {"x86_64": _X86_64, "aarch64": _AARCH64}
+_REACHING = {"x86_64": (41, 53, 425), "aarch64": (198, 199, 425)}
+"""Those by which a process comes by a socket: socket, socketpair, io_uring_setup."""
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
@@ -85,6 +87,7 @@ _ALLOW, _KILL_PROCESS = 0x7FFF0000, 0x80000000
 _EPERM, _ENOTTY, _ENOSYS = 0x00050000 | 1, 0x00050000 | 25, 0x00050000 | 38
 _NUMBER, _ARCHITECTURE = 0, 4
 _CLONE_THREAD = 0x00010000
+_X32 = 0x40000000
 _IOCTLS = (0x5451, 0x5450, 0x5421, 0x541B)  # set and clear close-on-exec, do not block, count what waits
 # duplicate, close-on-exec, status, locks, size of a pipe; not F_SETOWN and its like: the kernel would signal others
 _FCNTLS = (*range(8), 36, 37, 38, 1030, 1032)
@@ -124,6 +127,18 @@ def _template(machine: str) -> bytes:
     program += _when(special["sendto"], _null(4), _EPERM)  # to the other end of a pair: there is no address
     program += _when(special["socketpair"], [(_LOAD, 0, 0, _low(0)), (_EQUAL, 0, 1, _AF_UNIX)], _EPERM)
     program.append((_RETURN, 0, 0, _EPERM))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def without_sockets(machine: str = "") -> bytes:
+    """The filter for a process that may do anything but open a socket: those of the host that lie in its files can be
+    reached from a network name space of one's own, and on a file system that is mounted read-only."""
+    machine = machine or platform.machine()
+    program = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, _AUDIT_ARCH[machine]), (_RETURN, 0, 0, _KILL_PROCESS)]
+    program += [(_LOAD, 0, 0, _NUMBER), (_ANY_BIT, 0, 1, _X32), (_RETURN, 0, 0, _EPERM)]
+    for number in _REACHING[machine]:
+        program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
+    program.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 

@@ -16,12 +16,14 @@ children run, any message means: kill them; end of file means: the host is gone,
 
 import array
 import atexit
+import contextlib
 import gc
 import json
 import os
 import random
 import resource
 import select
+import site
 import socket
 import sys
 import threading
@@ -55,6 +57,7 @@ def serve() -> None:
     """Answer requests until the host closes the channel."""
     for name in _PRELOADED.split():
         __import__(name)
+    site.setquit()  # exit() and quit(), which an interpreter started with -S does not have
     isolated = sys.argv[1] == "isolated"
     control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -87,6 +90,8 @@ class Scratch:
 
     def prepare(self, size: int) -> None:
         """Empty, and of this size."""
+        if self.size:
+            os.chmod(self.path, 0o700)  # first: a program may have shut the next one, and this process, out
         if self.size and (size != self.size or os.listdir(self.path)):
             # taken away whole, since deleting would have to walk whatever a program built; costs some milliseconds
             seccomp.unmount(self.path)
@@ -94,7 +99,6 @@ class Scratch:
         if not self.size:
             seccomp.mount_scratch(self.path, size, SCRATCH_FILES)
             self.size = size
-        os.chmod(self.path, 0o700)
 
 
 def _self_test(scratch: Scratch | None) -> str:
@@ -178,7 +182,9 @@ def _confine(limits: Any) -> None:
     bounds = (limits["memory"], limits["cpu"], limits["disk"], limits["processes"], *_FIXED_BOUNDS)
     for (which, most), bound in zip(_HARD_LIMITS, bounds, strict=True):
         bound = min(bound, most)
-        resource.setrlimit(which, (bound, bound))
+        # SIGXCPU says why the program ended, which SIGKILL, a second later for one that is deaf to it, does not
+        hard = min(bound + 1, most) if which == resource.RLIMIT_CPU else bound
+        resource.setrlimit(which, (bound, hard))
     seccomp.drop_capabilities()
     seccomp.confine(seccomp.assemble(os.getpid()))
 
@@ -203,6 +209,7 @@ def _child(role: str, descriptors: list[int], limits: Any, scratch: str) -> NoRe
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     sys.argv = ["program.py"]
     run: Callable[[str], None] = {
         "program": inside.run_program,
@@ -214,23 +221,47 @@ def _child(role: str, descriptors: list[int], limits: Any, scratch: str) -> NoRe
 
 
 def _finish(run: Callable[[str], None], source: str) -> int:
-    """Run it as the interpreter would, down to its exit code."""
+    """Run it as the interpreter would, down to its exit code and to what its last objects write when they go."""
     code = 0
     try:
-        run(source)
-    except SystemExit as error:
-        code = _exit_code(error)
-    except BaseException as error:  # whatever the program raises is its failure, its own KeyboardInterrupt too
-        traceback.print_exception(error.with_traceback(_of_program(error.__traceback__)))
-        code = 1
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-    except BaseException:
-        traceback.print_exc()
-        code = code or 120
+        try:
+            run(source)
+        except SystemExit as error:
+            code = _exit_code(error)
+        except BaseException as error:  # whatever the program raises is its failure, its own KeyboardInterrupt too
+            code = 1
+            traceback.print_exception(error.with_traceback(_of_program(error.__traceback__)))
+    except BaseException:  # what the program put in the place of standard error raises in turn
+        code = code or 1
+    for step in (threading._shutdown, atexit._run_exitfuncs, _flush, _let_go, _flush):  # type: ignore[attr-defined]
+        try:
+            step()
+        except BaseException:
+            code = code or 120
+            with contextlib.suppress(BaseException):
+                traceback.print_exc()
     return code
+
+
+def _flush() -> None:
+    """Write out the standard streams, and what the program put in their place. Raises what the last failure was."""
+    failed: BaseException | None = None
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
+        except BaseException as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def _let_go() -> None:
+    """Drop the program's global names, so that files which it left open are written out."""
+    namespace = getattr(sys.modules.get("__main__"), "__dict__", {})
+    for name in list(namespace):
+        if name != "__builtins__":
+            namespace[name] = None
 
 
 def _of_program(frames: types.TracebackType | None) -> types.TracebackType | None:
@@ -245,5 +276,6 @@ def _exit_code(error: SystemExit) -> int:
         return 0
     if isinstance(error.code, int):
         return error.code & 0xFF
-    print(error.code, file=sys.stderr)
+    with contextlib.suppress(BaseException):
+        print(error.code, file=sys.stderr or sys.__stderr__)
     return 1

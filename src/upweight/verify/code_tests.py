@@ -24,14 +24,14 @@ from typing import Any
 from upweight.core.errors import UserError
 from upweight.core.protocols import Verifier
 from upweight.core.records import Completion, Problem, Verdict
-from upweight.rollout.inside import pack, unpack
+from upweight.rollout.inside import NotPlain, pack, unpack
 from upweight.rollout.sandbox import Execution, Sandbox, SandboxLimits, shared_sandbox
 from upweight.verify.answers import visible_part
 
 LONGEST_TEST = 1 << 16
 """Characters of a test that is taken apart; longer ones, and deeper ones than Python parses, run as they are."""
 
-_FENCE = re.compile(r"^```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```[ \t]*+([A-Za-z0-9_+-]*+)[^\n]*+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _PYTHON = ("python", "py", "python3")
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: lambda value, expected: bool(value == expected),
@@ -154,7 +154,7 @@ def run_tests(
         done = sandbox.run_tests(code, [tests[index] for index in others], limits=limits)
         lines = _lines(done)
         for place, index in enumerate(others):
-            if place not in lines:
+            if place not in lines or (lines[place][0].get("kind") == "ended" and done.timed_out):
                 failures[index] = _missing(done)
             elif lines[place][0].get("failure") != "":
                 failures[index] = f"{lines[place][0].get('kind')}: {str(lines[place][0].get('failure'))[:200]}"
@@ -178,9 +178,8 @@ def taken_apart(test: str) -> Check | None:
     if isinstance(claim, ast.UnaryOp) and isinstance(claim.op, ast.Not):
         claim, wanted = claim.operand, False
     if isinstance(claim, ast.Call):
-        # bool() of a plain value; a call of a built-in function would leave the decision to whoever patched it
-        own = isinstance(claim.func, ast.Name) and not hasattr(builtins, claim.func.id)
-        return _check(claim, wanted, lambda value, expected: bool(value) is expected) if own else None
+        # bool() of a plain value
+        return _check(claim, wanted, lambda value, expected: bool(value) is expected)
     if not wanted or not isinstance(claim, ast.Compare) or len(claim.ops) != 1:
         return None
     left, operation, right = claim.left, type(claim.ops[0]), claim.comparators[0]
@@ -198,9 +197,22 @@ def taken_apart(test: str) -> Check | None:
 
 
 def _check(call: ast.Call, expected: Any, holds: Callable[[Any, Any], bool]) -> Check | None:
-    if any(isinstance(node, _DECIDING) for node in ast.walk(call)):
+    # what is true or false by a function of somebody else's would be decided by whoever patched it
+    own = isinstance(call.func, ast.Name) and not hasattr(builtins, call.func.id)
+    if (isinstance(expected, bool) and not own) or any(_decides(node) for node in ast.walk(call)):
         return None
-    return Check(ast.unparse(call), expected, holds, 4096 + 8 * len(json.dumps(pack(expected))))
+    try:
+        longest = 4096 + 8 * len(json.dumps(pack(expected)))
+    except NotPlain:
+        return None
+    return Check(ast.unparse(call), expected, holds, longest)
+
+
+def _decides(node: ast.AST) -> bool:
+    """Whether a part of a call weighs what the candidate returned: abs(f(3) - 7) == 0 would tell what is expected, and
+    leave the decision to whoever patched `abs`."""
+    weighs = isinstance(node, ast.BinOp) and any(isinstance(part, ast.Call) for part in ast.walk(node))
+    return weighs or isinstance(node, _DECIDING)
 
 
 def _lines(done: Execution) -> dict[int, tuple[dict[str, Any], int]]:

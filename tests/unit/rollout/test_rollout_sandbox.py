@@ -99,6 +99,47 @@ if __name__ == "__main__":
     assert done.stdout == "text\n3\n42\nPoint(x=3) 1/3\nat exit\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("code", "stdout", "stderr"),
+    [
+        ("print(1); exit()", "1\n", ""),
+        ("print(1); quit(0)", "1\n", ""),
+        ("import sys, io\nprint(1)\nold = sys.stdout\nsys.stdout = io.StringIO()\nprint(2)", "1\n", ""),
+        ("import sys\nprint(1)\nsys.__stdout__.write('2')\nprint(3)", "1\n23\n", ""),
+        ("import sys\nprint(1)\nsys.stdout.close()", "1\n", ""),
+        ("out = open(1, 'w')\nout.write('1')", "1", ""),
+        ("class Last:\n    def __del__(self): print('gone')\nlast = Last()", "gone\n", ""),
+        ("import sys\nsys.stderr.write('no end of line')", "", "no end of line"),
+    ],
+)
+def test_a_program_ends_as_the_interpreter_would_end_it(sandbox: Sandbox, code: str, stdout: str, stderr: str) -> None:
+    done = sandbox.run(code)
+    assert (done.stdout, done.stderr, done.exit_code) == (stdout, stderr, 0)
+
+
+def test_a_program_that_breaks_its_standard_error_fails_without_a_word_of_the_server(sandbox: Sandbox) -> None:
+    broken = "class No:\n    def __str__(self): raise ValueError\n    write = __str__\nimport sys\n"
+    for code in ("sys.stderr = No()\n1 / 0", "sys.exit(No())", "sys.stderr = No()\nsys.exit('no')"):
+        done = sandbox.run(broken + code)
+        assert (done.exit_code, done.stdout, done.stderr) == (1, "", ""), done
+
+
+def test_a_program_that_uses_up_its_processor_time_is_told_apart_from_a_wrong_one(sandbox: Sandbox) -> None:
+    deaf = "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
+    for code in ("while True: pass", f"{deaf}while True: pass"):
+        done = sandbox.run(code, limits=SandboxLimits(cpu_seconds=1.0, wall_seconds=60.0))
+        assert (done.timed_out, done.ok) == (True, False), done
+        assert 0.9 < done.cpu_seconds < 2.5
+
+
+def test_a_program_cannot_shut_the_next_one_out(sandbox: Sandbox) -> None:
+    with Sandbox(workers=1) as pool:
+        pool.run("import os; os.chmod('/tmp', 0)")
+        (server,) = pool._idle
+        assert pool.run("import os; print(os.listdir('/tmp'))").stdout == "[]\n"
+        assert pool._idle == [server]
+
+
 def test_runs_are_reproducible(sandbox: Sandbox) -> None:
     code = "import random; print(random.random(), hash('text'), list({'a', 'b', 'c'}))"
     assert sandbox.run(code).stdout == sandbox.run(code).stdout != ""
@@ -278,6 +319,22 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine: str, archite
     assert verdict(special["prlimit64"], 0, 7, 1 << 40) == refused(1)
     assert verdict(special["socketpair"], 1, 1, 0) == ALLOW
     assert verdict(special["socketpair"], 2, 1, 0) == refused(1)
+
+
+@pytest.mark.parametrize(
+    ("machine", "architecture", "sockets"),
+    [("x86_64", 0xC000003E, {41, 53, 425}), ("aarch64", 0xC00000B7, {198, 199, 425})],
+)
+def test_a_filter_that_refuses_sockets_alone(machine: str, architecture: int, sockets: set[int]) -> None:
+    program = seccomp.without_sockets(machine)
+
+    def verdict(number: int, architecture: int = architecture) -> int:
+        return interpret(program, struct.pack("=IIQ6Q", number, architecture, 0, *[0] * 6))
+
+    assert {number for number in range(600) if verdict(number) == refused(1)} == sockets
+    assert verdict(0) == ALLOW
+    assert verdict(0x40000000 + 41) == refused(1)  # the x32 calls
+    assert verdict(0, 0x40000003) == KILL
 
 
 def test_this_machine_is_tabled() -> None:

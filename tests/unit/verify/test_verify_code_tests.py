@@ -1,5 +1,6 @@
 """Code tests: right, wrong, malformed and hostile programs, against tests of both kinds."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -120,6 +121,43 @@ def test_objects_of_the_candidate_can_be_used_but_do_not_judge_themselves(sandbo
         assert scores(sandbox, (test,), yes) == [0.0], test
 
 
+def test_built_in_functions_of_a_test_are_pythons(sandbox: Sandbox) -> None:
+    for program, test in (
+        ("def abs(v): return 0\ndef f(x): return 0", "assert abs(f(3) - 7) < 1e-6"),
+        ("import builtins\nbuiltins.abs = lambda v: 0\ndef f(x): return 0", "assert abs(f(3) - 7) == 0"),
+        ("import builtins\nbuiltins.all = lambda v: True\ndef f(x): return [0]", "assert all(f(3)) is True"),
+        ("range = lambda *a: []\ndef f(x): return 0", "for i in range(2):\n    assert f(i) == i + 1"),
+        ("def f(x): return 0\ndef isinstance(*a): return True", "v = f(1)\nassert isinstance(v, str)"),
+        ("int = type\ndef f(x): return 0", "v = f(1)\nassert type(v) != int"),
+    ):
+        assert scores(sandbox, (test,), program) == [0.0], program
+    # a helper of the same name harms no test that does not use it, nor the tests that call it for what it is
+    program = "def max(a, b):\n    return a if a > b else b\nsum = 0\ndef f(x):\n    return max(x, 3)"
+    tests = (
+        "for i in range(4):\n    assert f(i) == 3",
+        "assert max(1, 2) == 2",
+        'if __name__ == "__main__":\n    f(1)',
+    )
+    assert scores(sandbox, tests, program) == [1.0]
+
+
+def test_large_tables_of_a_program_stay_with_it(sandbox: Sandbox) -> None:
+    program = "table = list(range(2_000_000))\nsmall = [1]\ndef f(x):\n    return table[x]"
+    assert scores(sandbox, ("value = f(3)\nassert value == 3\nassert small == [1]",), program) == [1.0]
+
+
+def test_time_that_is_up_is_told_apart_whatever_the_form_of_the_test(sandbox: Sandbox) -> None:
+    limits = SandboxLimits(cpu_seconds=1.0, wall_seconds=60.0)
+    for test in ("assert f(3) == 7", "value = f(3)\nassert value == 7"):
+        verdicts = CodeVerifier(sandbox, limits).score(
+            problem(test, test), [completion("def f(x):\n    while x: pass"), completion("import os\nos._exit(0)")]
+        )
+        assert verdicts[0].reason == "failed 2 of 2 tests, number 1: timed out"
+        assert "timed out" not in verdicts[1].reason
+    swallowed = "try:\n    f(3)\nexcept Exception:\n    pass"
+    assert scores(sandbox, (swallowed,), "import os\ndef f(x):\n    os._exit(0)") == [0.0]
+
+
 def test_malformed_completions_score_nothing_and_say_why(sandbox: Sandbox) -> None:
     group = [
         completion("def f(x)"),
@@ -161,8 +199,21 @@ def test_expected_values_and_test_texts_stay_out_of_the_candidates_process() -> 
     assert check is not None
     assert (check.call, check.expected) == ("f(3)", 7)
     # these would hand the decision, or the expected value, to the candidate's process
-    for test in ("assert abs(f(3) - 7) < 1", "assert (f(3) == 7) == True", "assert isinstance(f(3), int)", "f(3)"):
+    for test in (
+        *("assert abs(f(3) - 7) < 1", "assert abs(f(3) - 7) == 0", "assert (f(3) == 7) == True", "f(3)"),
+        *("assert isinstance(f(3), int)", "assert isinstance(f(3), int) == True", "assert m.close(f(3), 7) is True"),
+    ):
         assert taken_apart(test) is None
+    # nor what cannot be compared as data
+    for expected in ("...", "[" * 70 + "]" * 70):
+        assert taken_apart(f"assert f(3) == {expected}") is None
+
+
+@pytest.mark.parametrize("text", ["```" + "a" * 100_000, "``` " + " " * 100_000, "```\n" * 20_000])
+def test_hostile_fences_cost_no_time(text: str) -> None:
+    before = time.process_time()
+    program_of(text)
+    assert time.process_time() - before < 0.5
 
 
 def test_program_of() -> None:
