@@ -179,7 +179,8 @@ def arguments(kind: Kind, random: Random, count: int) -> list[Any]:
     while len(drawn) < count:
         argument: Any
         if kind == "x":
-            argument = int(random.random() * (15 if len(drawn) % 2 else 60))
+            wider = 1 + len(drawn) // 8  # so that among the small ones, too, one is left
+            argument = int(random.random() * wider * (15 if len(drawn) % 2 else 60))
         elif kind == "xs":
             argument = [int(random.random() * 13) for _ in range(0 if len(drawn) == count - 1 else 4 + len(drawn))]
         else:

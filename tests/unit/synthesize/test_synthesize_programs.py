@@ -6,7 +6,7 @@ from random import Random
 from upweight.core.records import Problem
 from upweight.rollout.sandbox import Sandbox
 from upweight.synthesize import programs
-from upweight.synthesize.pipelines import ENDINGS, OPERATIONS, Program, mutants, program, reserved
+from upweight.synthesize.pipelines import ENDINGS, KINDS, OPERATIONS, Program, arguments, mutants, program, reserved
 from upweight.synthesize.programs import ProgramDocuments, problem, wrong_solutions
 from upweight.synthesize.reading import read_program
 from upweight.synthesize.validation import Posed, flaws, sandboxed
@@ -49,6 +49,14 @@ def test_solutions_return_what_their_operations_mean() -> None:
         posed = problem(made)
         assert len(posed.tests) == 8
         assert flaw(posed, made.solution, ()) is None, made.statement
+
+
+def test_there_are_arguments_for_any_number_of_tests() -> None:
+    for kind in KINDS:
+        drawn = arguments(kind, Random(1), 200)
+        assert len({repr(one) for one in drawn}) == 200
+    # what eight tests or fewer take stays what it was
+    assert arguments("x", Random(1), 4) == [8, 12, 45, 3]
 
 
 def test_every_operation_is_right_alone() -> None:
