@@ -122,7 +122,8 @@ def ranked_batch(pairs: Sequence[Members], row_tokens: int) -> RankedBatch:
 
 
 def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dict[str, float | None]:
-    """Accuracy on held-out pairs, and whether the score follows length more than the preferences themselves do."""
+    """Accuracy on held-out pairs (a tie counts half), and whether the score follows length more than the preferences
+    themselves do."""
     differences: list[float] = []
     for start in range(0, len(pairs), config.pairs_a_batch):
         part = pairs[start : start + config.pairs_a_batch]
@@ -131,10 +132,11 @@ def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dic
             scores = model(batch.sequences.tokens, batch.sequences.positions, batch.sequences.segments)
         differences += (scores[batch.chosen] - scores[batch.rejected]).tolist()
     longer = [len(chosen) - len(rejected) for chosen, rejected in pairs]
-    by_length = [difference > 0 for difference, more in zip(differences, longer, strict=True) if more > 0]
+    right = [(difference > 0) + 0.5 * (difference == 0) for difference in differences]
+    by_length = [one for one, more in zip(right, longer, strict=True) if more > 0]
     return {
         "heldout_pairs": len(pairs),
-        "heldout_accuracy": round(sum(difference > 0 for difference in differences) / len(pairs), 4),
+        "heldout_accuracy": round(sum(right) / len(pairs), 4),
         "accuracy_where_chosen_is_longer": round(sum(by_length) / len(by_length), 4) if by_length else None,
         "length_bias": round(length_bias(differences, longer), 4),
     }

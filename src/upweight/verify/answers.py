@@ -26,6 +26,7 @@ _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
 _CHOICE = re.compile(r"\(?([A-Z])[).]?")
 _CHOSEN = re.compile(r"\(?([A-Z])[).:] \S.*")
 _TEXT = re.compile(r"[A-Za-z][A-Za-z0-9 ,.:'’-]*[A-Za-z]{2}[A-Za-z0-9 ,.:'’-]*")
+_ALLELES = re.compile(r"(?i:([a-z])\1)+")
 _BASED = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]{1,2})\}?")
 _SET = re.compile(r"\\?\{[^{}]*,[^{}]*\}")
 _ORDERED = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")
@@ -95,10 +96,13 @@ def decided_by_rule(candidate: str, reference: str) -> bool | None:
         return False
     if _ORDERED.fullmatch(candidate) and _SET.fullmatch(reference):
         return False
-    if candidate.casefold() == reference.casefold() and _TEXT.fullmatch(reference):
+    one_word = candidate.casefold() == reference.casefold()
+    if one_word and _ALLELES.fullmatch(reference):  # Yes is YES, but AaBb is not aabb
+        return False
+    if one_word and _TEXT.fullmatch(reference):
         return True
     if _WORDS.fullmatch(reference) and _WORDS.fullmatch(candidate):
-        if candidate.casefold() == reference.casefold():
+        if one_word:
             return True
         # two letters may be a product: ab is ba
         return False if min(len(candidate), len(reference)) > 2 else None

@@ -31,7 +31,8 @@ class GuardedVerifier(Verifier):
 
         def work() -> None:
             try:
-                outcome.append(self.verifier.score(problem, group))
+                # a tuple: one that sorts its group in place, or empties it, would be believed about other completions
+                outcome.append(self.verifier.score(problem, tuple(group)))
             except BaseException as error:  # noqa: BLE001 - somebody else's code, sys.exit too; told below
                 failed.append(error)
 

@@ -96,7 +96,10 @@ class PythonAgentVerifier(Verifier):
             if code is None:
                 messages.append(Message("user", "Call python, or end with a line `Verdict: equal` or `different`."))
             else:
-                messages.append(Message("tool", _printed(self.run_python(code))))
+                # in words, as the call was: a tool's message needs a template that knows tools, and at an endpoint the
+                # id of a call that was made through its interface
+                printed = _printed(self.run_python(code))
+                messages.append(Message("user", f"<tool_response>\n{printed}\n</tool_response>"))
         return Verdict(0.0, f"undecided by the agent in {self.most_turns} turns: {_transcript(messages[2:])}")
 
 

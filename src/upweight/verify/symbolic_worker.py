@@ -25,7 +25,16 @@ def _parsed(text: str) -> list[object]:
 
 
 def equal(candidate: str, reference: str) -> bool:
-    """Whether both parse to something and mean the same, by math-verify's rules."""
+    """Whether both parse to something and mean the same, by math-verify's rules; not where sympy cannot tell."""
+    try:
+        return _equal(candidate, reference)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever sympy raises of an expression: it would end the process
+        return False
+
+
+def _equal(candidate: str, reference: str) -> bool:
     known, given = _parsed(reference), _parsed(candidate)
     if not known or not given:
         return False

@@ -4,6 +4,7 @@ import pytest
 
 from upweight.core.errors import UserError
 from upweight.core.records import Completion, Message, Problem
+from upweight.verify import symbolic
 from upweight.verify.answers import AnswerVerifier, compare, equivalent, extract, tally
 
 PROBLEM = Problem("p", (Message("user", "6 x 7?"),), answer="42")
@@ -83,6 +84,7 @@ EQUAL = [
     ("90°", "90"),
     ("\\text{Tuesday}", "tuesday"),
     ("Yes", "yes"),
+    ("Javascript", "JavaScript"),
     ("(C)", "C"),
     ("\\text{C}", "C"),
     ("C.", "(C)"),
@@ -227,6 +229,9 @@ DIFFERENT = [
     ("e^x", "e^{-x}"),
     ("(C) 5", "B"),
     ("A cat", "A"),
+    ("aabb", "AaBb"),
+    ("AABB", "aabb"),
+    ("tt", "Tt"),
     ("no solution", "0"),
     ("about 5", "5"),
     ("\x00\ud800", "5"),
@@ -281,6 +286,13 @@ def test_an_answer_that_hangs_is_killed_and_counted_apart() -> None:
     assert verdicts[0].reason == "timed out: got 9^{9^{9^{9}}}"
     assert tally(verdicts)["different"] + tally(verdicts)["timed out"] == 3
     assert equivalent("\\sqrt{8}", "2\\sqrt{2}")  # the next question finds a new worker
+
+
+def test_an_expression_that_sympy_refuses_is_different_and_ends_no_process() -> None:
+    assert compare("\\sqrt{8}", "2\\sqrt{2}") == "equal"  # there is a worker
+    (before,) = [worker.process.pid for worker in symbolic._WORKERS._idle]
+    assert compare("\\max(i, 2)", "x^2") == "different"  # the imaginary unit is not comparable
+    assert [worker.process.pid for worker in symbolic._WORKERS._idle] == [before]
 
 
 def test_reasons() -> None:

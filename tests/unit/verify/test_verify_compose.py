@@ -1,16 +1,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 
 from upweight.core.errors import IsolationUnavailable, UserError
 from upweight.core.identity import canonical_json
-from upweight.core.protocols import Limits, Prompt, Sampler
-from upweight.core.records import Completion, Message, Problem
+from upweight.core.protocols import Limits, Prompt, Sampler, Verifier
+from upweight.core.records import Completion, Message, Problem, Verdict
 from upweight.core.work import Machine
 from upweight.verify import reward
 from upweight.verify.answers import AnswerVerifier
 from upweight.verify.compose import BudgetVerifier, FormatVerifier, LengthVerifier, Part, WeightedVerifier
+from upweight.verify.guard import GuardedVerifier
 from upweight.verify.reward import RewardConfig, Weighted, open_verifier
 
 PROBLEM = Problem("p", (Message("user", "6 x 7?"),), answer="42")
@@ -106,6 +108,23 @@ def test_a_mixture_of_rewards_is_opened_from_plain_values() -> None:
     with open_verifier(config, {}, Machine()) as verifier:
         group = [completion("<think>a</think>\\boxed{42}"), completion("\\boxed{42}"), completion("<think>a</think>x")]
         assert [verdict.score for verdict in verifier.score(PROBLEM, group)] == [1.0, 0.9, 0.0]
+
+
+@dataclass(frozen=True)
+class Rearranges(Verifier):
+    """Puts its group in order first."""
+
+    def score(self, problem: Problem, group: Sequence[Completion]) -> list[Verdict]:
+        cast("list[Completion]", group).sort(key=lambda one: len(one.text))
+        return [Verdict(float(len(one.text)), "") for one in group]
+
+
+def test_a_verifier_that_rearranges_its_group_is_named() -> None:
+    # its verdicts would be taken for those of other completions
+    group = [completion("three"), completion("1")]
+    with pytest.raises(UserError, match=r"Rearranges on problem p .* has no attribute 'sort'"):
+        GuardedVerifier(Rearranges()).score(PROBLEM, group)
+    assert [one.text for one in group] == ["three", "1"]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from upweight.core.records import Completion, Message, Problem
 from upweight.model.config import ModelConfig
 from upweight.model.heads import ScalarHead
 from upweight.model.transformer import make_model
+from upweight.stages import reward
 from upweight.text.chat import CHATML, render
 from upweight.text.tokenizer import Tokenizer
 from upweight.verify.judge import JudgeVerifier, preference_of
@@ -103,6 +104,13 @@ def test_reward_model_reads_the_last_token_of_each_sequence() -> None:
     with torch.no_grad():  # one by one, without padding
         expected = [head(torch.tensor([prompt + list(one.tokens)])).item() for one in group]
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_reward_model_without_an_opinion_is_right_half_of_the_time() -> None:
+    shape = ModelConfig(vocab_size=20, width=16, layers=1, heads=2, kv_heads=1, ffn=24, max_context=32)
+    head = ScalarHead(make_model(shape, seed=1))  # its map is zero at first, so every pair is a tie
+    figures = reward._measure(head, [((1, 2, 3), (1, 4)), ((1, 5), (1, 6))], reward.Config())
+    assert (figures["heldout_accuracy"], figures["accuracy_where_chosen_is_longer"]) == (0.5, 0.5)
 
 
 class _Judge(Sampler):

@@ -45,9 +45,10 @@ def test_agent_runs_python_and_says_its_verdict() -> None:
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0]
     assert ran == ["print(2 + 3)"]
     assert len(agent.seen) == 2
-    assert agent.seen[1][-1] == Message("tool", "5")
+    # in words: a message of a tool needs a template that knows tools, and at an endpoint the id of a call
+    assert agent.seen[1][-1] == Message("user", "<tool_response>\n5\n</tool_response>")
     assert verdicts[0].reason.startswith("equal by the agent: [assistant] Let me see.")
-    assert "[tool] 5" in verdicts[0].reason
+    assert "[user] <tool_response>\n5\n" in verdicts[0].reason
     assert verdicts[1].reason == "no answer found"
 
 
@@ -67,7 +68,7 @@ def test_agent_without_a_verdict_is_bounded() -> None:
     verdict = verifier.score(PROBLEM, [completion("\\boxed{2, 3, 5}")])[0]
     assert verdict.score == 0.0
     assert verdict.reason.startswith("undecided by the agent in 3 turns")
-    assert agent.seen[2][-1].content == "the program ran out of time\nTraceback"
+    assert agent.seen[2][-1].content == "<tool_response>\nthe program ran out of time\nTraceback\n</tool_response>"
 
 
 def test_call_of() -> None:
