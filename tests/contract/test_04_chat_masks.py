@@ -266,6 +266,18 @@ def test_text_beside_a_call_that_the_template_drops_is_refused(said: str, messag
         assert spans(made, encode_conversation(made, [QUESTION, beside, RESULT, ANSWER]))[0].startswith(said.strip())
 
 
+@pytest.mark.parametrize("thought", ["So <think>a</think>", "<think>a</think>b</think>", "<think><think>a</think>"])
+def test_a_model_can_be_asked_again_after_thoughts_that_its_template_does_not_write_back(thought: str) -> None:
+    """Qwen3's template writes one thought, from the beginning: what else a model said is no reason to end a run."""
+    made, odd = tokenizer("qwen3"), Message("assistant", thought + "It is 42.")
+    with pytest.raises(UserError, match="leaves out its thinking"):
+        encode_conversation(made, [QUESTION, odd])
+    for messages in ([QUESTION, odd, AGAIN], [QUESTION, odd, RESULT]):
+        asked = made.decode(render(made, messages))
+        assert "It is 42.<|im_end|>" in asked
+        assert asked.endswith("<|im_start|>assistant\n")
+
+
 def test_several_calls_and_results_in_turn() -> None:
     calls = Message("assistant", "", tool_calls=(*CALL.tool_calls, ToolCall("2", "add", '{"a": 1, "b": 2}')))
     messages = [QUESTION, calls, RESULT, Message("tool", "3", tool_call_id="2"), ANSWER]

@@ -139,7 +139,8 @@ class Grpo(Objective):
     """Attributes:
     clip_low, clip_high: how far the ratio may fall below and rise above 1 before its gradient stops. The higher upper
         bound lets unlikely tokens grow.
-    normalise: "token" weighs every token alike; "sequence" every completion alike, by its mean over tokens.
+    normalise: "token" weighs every token alike; "sequence" every completion alike, by its mean over tokens, and of an
+        episode that stands in several sequences each of them.
     temperature, top_p, top_k, min_p: of the distribution that was sampled from.
     mismatch_bound: nats; a larger difference between the sampler's log-probability of a token and the policy's own on
         fresh rollouts refuses the step. float32 stays below 1e-3; bfloat16 needs a larger bound.

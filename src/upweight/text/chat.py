@@ -64,10 +64,13 @@ class _Turn(NamedTuple):
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Tools | None = None) -> list[int]:
-    """The prompt for the next assistant's turn: the conversation and the template's generation prompt."""
+    """The prompt for the next assistant's turn: the conversation and the template's generation prompt.
+
+    What of the thinking of earlier turns a model is shown again is its template's affair.
+    """
     messages, tools = _as_said(tokenizer, messages), _as_text(tools, tokenizer.control_names)
     prompt = _text(tokenizer, messages, tools, generation_prompt=True)
-    return _encode(tokenizer, prompt, _turns(tokenizer, messages, tools), trained=[]).tokens
+    return _encode(tokenizer, prompt, _turns(tokenizer, messages, tools, read=True), trained=[]).tokens
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
@@ -133,8 +136,10 @@ def encode_turns(
     return sequences
 
 
-def _turns(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | None) -> list[_Turn]:
-    """Where each assistant's turn lies, checked."""
+def _turns(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | None, *, read: bool = False
+) -> list[_Turn]:
+    """Where each assistant's turn lies, checked; `read` where the turns are a prompt, and none is learned from."""
     turns = []
     for index, message in enumerate(messages):
         if message.role != "assistant":
@@ -148,12 +153,12 @@ def _turns(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | Non
                 f"the finished turn: it asks with ...{prompt[-60:]!r} and writes ...{full[-120:]!r}"
             )
         end = _end_of_turn(tokenizer, full, len(prompt), where)
-        _check_written(message, full[len(prompt) : end], where)
+        _check_written(message, full[len(prompt) : end], where, read)
         turns.append(_Turn(full, len(prompt), end, message.trained))
     return turns
 
 
-def _check_written(message: Message, written: str, where: str) -> None:
+def _check_written(message: Message, written: str, where: str, read: bool) -> None:
     """The turn's answer, its thinking and its calls must be in what the template writes, wherever it sets them."""
     thinking, _, answer = message.content.rpartition("</think>")
     thinking, answer = thinking.strip().removeprefix("<think>").strip(), answer.strip()
@@ -163,7 +168,7 @@ def _check_written(message: Message, written: str, where: str) -> None:
     if answer not in written and not message.tool_calls:
         raise UserError(f"{where}: the chat template writes no text of it, the model would learn to say nothing")
     for kind, text in (("text", answer), ("thinking", thinking)):
-        if text not in written:
+        if text not in written and not (read and kind == "thinking"):
             raise UserError(
                 f"{where}: the chat template leaves out its {kind} ({text[:40]!r}), so the model would never learn to "
                 "write it: take it out of the conversation, or use a template that keeps it"
