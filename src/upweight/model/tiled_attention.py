@@ -237,7 +237,7 @@ class _TiledAttention(torch.autograd.Function):
         for index, tile in enumerate(ctx.tiles):
             probabilities = kept[index] if kept else _probabilities(tile, query, key)
             gradient = _folded(outer, tile)
-            by_probability = torch.bmm(gradient, _of(value, tile).transpose(1, 2))
+            by_probability = torch.bmm(gradient, _across(value, tile))
             by_score = torch._softmax_backward_data(by_probability, probabilities, -1, probabilities.dtype)
             of_tile = torch.bmm(by_score, _of(key, tile))
             by_query[tile.rows, :, tile.queries] = _unfold(of_tile, query, tile)
@@ -258,7 +258,7 @@ def _turn(heads: Tensor, rotations: Tensor, out: Tensor) -> None:
 
 def _probabilities(tile: Tile, query: Tensor, key: Tensor) -> Tensor:
     """[rows x kv_head, query x group, key]"""
-    scores = torch.bmm(_folded(query, tile), _of(key, tile).transpose(1, 2))
+    scores = torch.bmm(_folded(query, tile), _across(key, tile))
     # a bias of another dtype would have the scores copied there and back
     _unfold(scores, query, tile)[..., -tile.bias.shape[-1] :].add_(tile.bias.to(scores.dtype))
     return torch.softmax(scores, dim=-1)
@@ -280,6 +280,14 @@ def _of(whole: Tensor, tile: Tile) -> Tensor:
     """The tile's keys, or values: [rows x kv_head, key, size]; a view where no prompt stands apart."""
     own = _part(whole, tile.rows, tile.keys)
     return torch.cat((_part(whole, tile.rows, tile.shared), own), dim=1) if _length(tile.shared) else own
+
+
+def _across(whole: Tensor, tile: Tile) -> Tensor:
+    """`_of` with keys as columns: [rows x kv_head, size, key]."""
+    part = _of(whole, tile)
+    # the library that multiplies bfloat16 reads the transpose of one block of memory as it lies; of a part of a larger
+    # one it makes a copy element by element
+    return (part.contiguous() if part.dtype == torch.bfloat16 else part).transpose(1, 2)
 
 
 def _add(total: Tensor, tile: Tile, gradient: Tensor) -> None:
