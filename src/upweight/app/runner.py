@@ -18,7 +18,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,9 +34,10 @@ from upweight.app.planner import Planned, plan
 from upweight.app.recipe import Recipe, Step
 from upweight.app.trackers import Trackers, check_trackers
 from upweight.core.errors import StaleArtifact, UserError
+from upweight.core.files import outside_paths, state_of
 from upweight.core.identity import Difference, differences, plain
 from upweight.core.work import Bar, Machine, Monitor, Work
-from upweight.store.artifact import LocalStore, described
+from upweight.store.artifact import LocalStore, building_identity, described
 from upweight.train import parallel
 
 SMALLEST_FREE_BYTES = 1_000_000
@@ -51,7 +52,8 @@ class Standing:
     """Where a step stands: complete (it will be skipped), stale, begun by a run that was killed, or missing.
 
     Attributes:
-        apart: where it is stale, the fields in which the stored artifact differs from what the recipe asks for.
+        apart: where it is stale, the fields in which the stored artifact differs from what the recipe asks for; where
+            it is missing, those in which what a killed run has begun differs, which is removed.
     """
 
     step: Step
@@ -66,16 +68,17 @@ class Standing:
 
 def standings(recipe: Recipe, store: LocalStore) -> list[Standing]:
     """How each step of `recipe` stands in `store`, inputs before what reads them."""
-    found = []
-    for name, identity in recipe.identities().items():
-        step = recipe.step(name)
-        stored = store.identity(name)
-        if stored is not None:
-            apart = tuple(differences(stored, plain(identity)))
-            found.append(Standing(step, "stale" if apart else "complete", apart))
-        else:
-            found.append(Standing(step, "begun" if store.building(name).exists() else "missing"))
-    return found
+    return [_standing(recipe.step(name), identity, store) for name, identity in recipe.identities().items()]
+
+
+def _standing(step: Step, identity: Mapping[str, object], store: LocalStore) -> Standing:
+    stored = store.identity(step.name)
+    if stored is not None:
+        apart = tuple(differences(stored, plain(identity)))
+        return Standing(step, "stale" if apart else "complete", apart)
+    begun = building_identity(store.building(step.name))
+    apart = tuple(differences(begun, plain(identity))) if begun else ()
+    return Standing(step, "begun" if begun and not apart else "missing", apart)
 
 
 def run(
@@ -124,6 +127,9 @@ def _lead(
     doomed = [step.name for name in rebuild for step in recipe.dependents(name)]
     with _full_disk_explained(store.root), store.locked():
         _refuse_stale(recipe, store, wanted, spared=doomed)
+        for step in wanted:
+            if step.name not in doomed:
+                store.check_place(step.name)
         for name in dict.fromkeys(doomed):
             store.discard(name)
         identities = recipe.identities()
@@ -132,10 +138,18 @@ def _lead(
         for number, step in enumerate(wanted, start=1):
             label = f"[{number}/{len(wanted)}] {step.name}"
             if store.check(step.name, identities[step.name]):
-                console.print(f"{label}: complete, skipped", highlight=False, markup=False)
+                console.print(
+                    f"{label}: complete, skipped{written_since(step, store)}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
                 continue
-            resumed = " (going on)" if store.building(step.name).exists() else ""
-            console.print(f"{label}: {step.stage_name}{resumed}", highlight=False, markup=False)
+            standing = _standing(step, identities[step.name], store)
+            resumed = " (going on)" if standing.state == "begun" else ""
+            if standing.apart:
+                resumed = f" (anew: what was begun is removed, {described(standing.own or list(standing.apart))})"
+            console.print(f"{label}: {step.stage_name}{resumed}", highlight=False, markup=False, soft_wrap=True)
             planned = planned or {item.step: item for item in plan(recipe, machine)}
             _build(recipe, step, store, identities[step.name], machine, console, planned[step.name], track)
         parallel.told(None)
@@ -146,6 +160,15 @@ def _lead(
             markup=False,
             soft_wrap=True,
         )
+
+
+def written_since(step: Step, store: LocalStore) -> str:
+    """The end of a line about a complete step: which files outside the run are others now than those it has read."""
+    was = (store.manifest(step.name) or {}).get("outside", {})
+    changed = [path for path, state in was.items() if state_of(path, store.root) not in ("", state)]
+    if not changed:
+        return ""
+    return f", although {', '.join(changed)} changed since it was read: --rebuild {step.name} reads it anew"
 
 
 def _follow(recipe: Recipe, store: LocalStore, machine: Machine) -> None:
@@ -199,7 +222,8 @@ def _build(
     planned: Planned,
     track: Sequence[str],
 ) -> None:
-    notes: dict[str, Any] = {}
+    states = {path: state_of(path, store.root) for path in outside_paths(step.config)}
+    notes: dict[str, Any] = {"outside": {path: state for path, state in states.items() if state}}
     inputs = {key: store.open(source.name) for key, source in step.inputs.items()}
     started = datetime.now(UTC)
     processor = time.process_time()

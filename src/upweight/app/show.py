@@ -14,7 +14,7 @@ from rich.tree import Tree
 from upweight.app.console import NARROW, duration, size
 from upweight.app.lineage import Ancestor, final_checkpoint, lineage
 from upweight.app.recipe import Recipe
-from upweight.app.runner import standings
+from upweight.app.runner import standings, written_since
 from upweight.core.errors import UserError
 from upweight.stages.report import write_page
 from upweight.store.artifact import LocalStore, described
@@ -106,13 +106,16 @@ def print_intended(
     doomed = {step.name for name in rebuild for step in recipe.dependents(name)}
     wanted = [step.name for step in recipe.until(until)]
     intentions = {"complete": "skip", "stale": "refuse", "begun": "continue", "missing": "build"}
-    for standing in standings(recipe, LocalStore(root, recipe.name)):
+    store = LocalStore(root, recipe.name)
+    for standing in standings(recipe, store):
         name = standing.step.name
         if name in doomed and name not in wanted:
             console.print(f"remove    {name}", highlight=False)
         elif name in wanted:
             verb = "rebuild" if name in doomed else intentions[standing.state]
-            why = f": {described(standing.own or list(standing.apart))}" if verb == "refuse" else ""
+            differs = described(standing.own or list(standing.apart))
+            reasons = {"refuse": f": {differs}", "build": f": what was begun is removed, {differs}"}
+            why = written_since(standing.step, store) if verb == "skip" else reasons.get(verb, "") if differs else ""
             console.print(f"{verb:9} {name} ({standing.step.stage_name}){escape(why)}", highlight=False, soft_wrap=True)
 
 
@@ -150,5 +153,8 @@ def write_report(recipe: Recipe, root: Path, out: Path, *, again_seconds: int = 
         raise UserError(
             f"nothing of {recipe.name} is built below {store.directory}: `upweight run {recipe.name}` first"
         )
+    if out.is_dir():
+        raise UserError(f"{out} is a directory: name the file to write, {out / 'report.html'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_page(found, out, title=recipe.name, again_seconds=again_seconds)
     return out

@@ -166,6 +166,9 @@ class Stage(Protocol):
 
     A stage that has `ALL_PROCESSES = True` as well is run by every process that torchrun started, each with an `out`
     of its own, of which that of the first is kept. Any other is run by the first process while the rest wait.
+
+    Fields of its Config that name files outside the run are marked, `path: str = field(metadata=OUTSIDE)` of
+    core/files.py: a run says where one of them changed since it was read.
     """
 
     Config: type

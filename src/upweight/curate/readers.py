@@ -7,7 +7,7 @@ is a file that is damaged: the others are read all the same.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from upweight.core.errors import UserError
-from upweight.core.files import DAMAGE, is_remote, matching, opened, raw
+from upweight.core.files import DAMAGE, OUTSIDE, is_remote, matching, opened, raw
 from upweight.core.records import Document
 from upweight.curate.corpus import rows_at_once
 from upweight.curate.decoding import decode, repaired
@@ -59,7 +59,7 @@ class JsonLines:
         max_record_bytes: longer lines are rejected, unread.
     """
 
-    paths: str | tuple[str, ...]
+    paths: str | tuple[str, ...] = field(metadata=OUTSIDE)
     source: str
     text_field: str | tuple[str, ...] = "text"
     source_field: str | None = None
@@ -134,7 +134,7 @@ class Parquet:
         max_record_bytes: longer texts are rejected.
     """
 
-    paths: str | tuple[str, ...]
+    paths: str | tuple[str, ...] = field(metadata=OUTSIDE)
     source: str
     text_column: str | tuple[str, ...] = "text"
     source_column: str | None = None
@@ -212,7 +212,7 @@ class TextTree:
         max_record_bytes: longer files are rejected, unread.
     """
 
-    directory: str
+    directory: str = field(metadata=OUTSIDE)
     source: str
     patterns: tuple[str, ...] = ("*.txt", "*.md", "*.rst")
     front_matter: bool = True

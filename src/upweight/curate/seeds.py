@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from upweight.core.errors import UserError
+from upweight.core.files import OUTSIDE
 from upweight.curate.scores import Scores
 from upweight.curate.selection import DEFAULT_WEIGHTS, matches
 
@@ -38,7 +39,7 @@ class SeedRule:
 class SeedFile:
     """Texts of your own: a file of one JSON object a line, each with a "text"."""
 
-    path: str
+    path: str = field(metadata=OUTSIDE)
 
 
 def chosen_rows(rule: SeedRule, ids: Sequence[str], sources: Sequence[str], scores: Scores) -> list[int]:

@@ -5,11 +5,11 @@ part of most pages. A page in which it finds none is counted as one without text
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from upweight.core.errors import UserError
-from upweight.core.files import DAMAGE, opened
+from upweight.core.files import DAMAGE, OUTSIDE, opened
 from upweight.core.records import Document
 from upweight.curate.source import (
     EMPTY,
@@ -41,7 +41,7 @@ class Warc:
     Requests, metadata, redirects, errors and what is neither a page nor plain text are passed over.
     """
 
-    paths: str | tuple[str, ...]
+    paths: str | tuple[str, ...] = field(metadata=OUTSIDE)
     source: str
     max_record_bytes: int = MAX_RECORD_BYTES
 

@@ -6,9 +6,10 @@ what `sft`, `distill` or `reinforce` begin with (input "model"), a teacher, or o
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from upweight.core.files import OUTSIDE
 from upweight.core.work import Estimate, Summary, Work
 from upweight.model.config import usual_width
 from upweight.model.hub_config import UnsupportedModel
@@ -26,7 +27,7 @@ class Config:
     template: Jinja chat template that the checkpoint is to carry; None keeps the one that it has.
     """
 
-    source: str
+    source: str = field(metadata=OUTSIDE)
     template: str | None = None
 
 

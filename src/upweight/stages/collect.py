@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from upweight.core.errors import UserError
+from upweight.core.files import OUTSIDE
 from upweight.core.identity import fingerprint
 from upweight.core.records import Problem
 from upweight.core.work import Estimate, Summary, Work
@@ -36,9 +37,9 @@ class Config:
     pairs: path of a JSONL file of preference pairs, which becomes pairs.jsonl; "" where there is none.
     """
 
-    files: Mapping[str, str | Gym] = field(default_factory=dict)
+    files: Mapping[str, str | Gym] = field(default_factory=dict, metadata=OUTSIDE)
     reserved_share: float = 0.1
-    pairs: str = ""
+    pairs: str = field(default="", metadata=OUTSIDE)
 
     def __post_init__(self) -> None:
         if not 0 <= self.reserved_share <= 1:

@@ -21,6 +21,7 @@ import pyarrow.parquet as parquet
 from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from upweight.core.errors import UserError
+from upweight.core.files import OUTSIDE
 from upweight.core.work import Estimate, Summary, Work
 from upweight.curate.contamination import LEAST_SHARE, RUN_WORDS, Problems, spaced_words
 from upweight.curate.corpus import (
@@ -56,7 +57,7 @@ class Config:
     """
 
     near: MinHash = field(default_factory=MinHash)
-    problem_files: tuple[str, ...] = ()
+    problem_files: tuple[str, ...] = field(default=(), metadata=OUTSIDE)
     run_words: int = RUN_WORDS
     contaminated_share: float = LEAST_SHARE
 

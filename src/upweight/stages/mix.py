@@ -22,6 +22,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from upweight.core.errors import UserError
+from upweight.core.files import OUTSIDE
 from upweight.core.work import Estimate, Summary, Work
 from upweight.curate.corpus import (
     Listing,
@@ -81,7 +82,7 @@ class Config:
     tiers: tuple[Tier, ...] = (Tier("high", share=0.4, min_utility=0.5), Tier("medium", min_utility=0.35))
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     weights_by_source: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    proxy: str | None = None
+    proxy: str | None = field(default=None, metadata=OUTSIDE)
     floors: Mapping[str, int] = field(default_factory=lambda: dict(DEFAULT_FLOORS))
     lift: Lift = field(default_factory=Lift)
 

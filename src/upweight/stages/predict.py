@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 from upweight.core.errors import UserError
+from upweight.core.files import OUTSIDE
 from upweight.core.identity import seed_for
 from upweight.core.records import Sample
 from upweight.core.work import Estimate, Summary, Work
@@ -30,7 +31,7 @@ class Config:
     share: of the documents, those that are drawn, by the step's seed; 1 takes all.
     """
 
-    annotated: str
+    annotated: str = field(metadata=OUTSIDE)
     arms: Mapping[str, Labels]
     families: Mapping[str, str] = field(default_factory=lambda: {"all": "", "word_problems": "word-problems-"})
     useful: tuple[str, ...] = USEFUL

@@ -5,7 +5,7 @@ Writes tags.parquet (document_id, scores), in the order of the documents.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int64
 
 from upweight.core.errors import UserError
+from upweight.core.files import OUTSIDE
 from upweight.core.records import HIGHEST_SCORE
 from upweight.core.work import Estimate, Summary, Work
 from upweight.curate.corpus import RowWriter, batches, document_files, excerpt, rows_of
@@ -37,7 +38,7 @@ class Config:
         that the package ships.
     """
 
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata=OUTSIDE)
 
 
 def run(config: Config, work: Work) -> Summary:

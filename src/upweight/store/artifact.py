@@ -76,6 +76,13 @@ class LocalStore(Store):
             )
         return True
 
+    def check_place(self, name: str) -> None:
+        """Raises UserError where something that is no complete artifact has the name of one: it would be in the way."""
+        final = self.directory / name
+        if (final.exists() or final.is_symlink()) and not (final / MANIFEST).exists():
+            what = "is a link to what is not there" if not final.exists() else f"exists, but holds no {MANIFEST}"
+            raise UserError(f"{final} {what}: mend or remove it, or build it anew with --rebuild {name}")
+
     @contextmanager
     def create(
         self, name: str, identity: Mapping[str, object], notes: MutableMapping[str, Any] | None = None
@@ -88,6 +95,7 @@ class LocalStore(Store):
             notes: JSON data to keep in the manifest beside the identity, read when the artifact is complete.
         """
         final, building = self.directory / name, self.building(name)
+        self.check_place(name)
         if final.exists():
             raise UserError(f"{final} exists already: remove it, or rebuild it with --rebuild {name}")
         wanted = canonical_json(identity)
@@ -113,10 +121,10 @@ class LocalStore(Store):
     def discard(self, name: str) -> None:
         """Remove an artifact, complete or begun. It disappears at once, whenever the process is killed."""
         for path in (self.directory / name, self.building(name)):
-            if path.exists():
+            if path.exists() or path.is_symlink():
                 away = self.directory / f".discarded-{name}-{time.time_ns()}"
                 path.rename(away)
-                shutil.rmtree(away)
+                _remove(away)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -140,12 +148,20 @@ class LocalStore(Store):
                 file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "recipe": self.recipe}))
                 file.flush()
                 for remains in self.directory.glob(".discarded-*"):
-                    shutil.rmtree(remains)
+                    _remove(remains)
                 yield
             finally:
                 with contextlib.suppress(OSError):  # a full disk must not hide the error that we leave with
                     file.truncate(0)
                 _held.discard(root)
+
+
+def _remove(path: Path) -> None:
+    """A directory and all in it; of one that lies elsewhere, behind a link, the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -160,7 +176,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def building_identity(directory: Path) -> dict[str, Any]:
-    """What an artifact that is being built is made from; nothing where that was not written down (yet)."""
+    """What an artifact that is being built is made from; nothing where none is, or that is not written down (yet)."""
     try:
         identity = json.loads((directory / IDENTITY).read_text())
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):

@@ -14,7 +14,7 @@ A row that is anything else is refused with its place: a conversation read wrong
 import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -23,7 +23,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from upweight.core.errors import UserError
-from upweight.core.files import opened
+from upweight.core.files import DAMAGE, OUTSIDE, opened
 from upweight.core.hub import open_dataset
 from upweight.core.records import Conversation, Message, Role, ToolCall
 
@@ -51,14 +51,15 @@ class ConversationFiles:
         most: at most so many are taken, evenly from all; 0 takes all.
     """
 
-    paths: str
+    paths: str = field(metadata=OUTSIDE)
     source: str = ""
     column: str = "messages"
     most: int = 0
 
     def conversations(self) -> Iterator[Conversation]:
         """The conversations in the order of the paths. Raises UserError, naming file and line, for one that is none."""
-        found = sorted(Path(path) for path in glob.glob(self.paths, recursive=True) if Path(path).is_file())
+        named = [self.paths] if Path(self.paths).is_file() else glob.glob(self.paths, recursive=True)
+        found = sorted(Path(path) for path in named if Path(path).is_file())
         if not found:
             raise UserError(f"{self.paths} matches no file (looked from {Path.cwd()}): mend the paths")
         rows: Iterator[tuple[Path, str, Mapping[str, Any]]] = (row for path in found for row in self._rows(path))
@@ -86,7 +87,7 @@ class ConversationDataset:
         most: at most so many are taken, evenly from all; 0 takes all.
     """
 
-    name: str
+    name: str = field(metadata=OUTSIDE)
     split: str = "train"
     subset: str | None = None
     source: str = ""
@@ -209,7 +210,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                             f"{path}, line {number} is no JSON object ({error}): mend or remove it; it begins "
                             f"{begins!r}"
                         ) from None
-    except (OSError, EOFError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} cannot be read to its end ({error}): fetch or write it again") from error
 
 

@@ -1,5 +1,6 @@
 """Skip, build, resume, refuse: what the runner does with each state that it may find."""
 
+import contextlib
 import io
 import json
 import os
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from upweight.app.recipe import Recipe, Step
 from upweight.app.runner import run, standings
 from upweight.app.show import print_intended, print_state
 from upweight.core.errors import RootInUse, StaleArtifact, UserError
-from upweight.core.work import Machine
+from upweight.core.files import OUTSIDE
+from upweight.core.work import Estimate, Machine, Work
 from upweight.store.artifact import LocalStore
 
 
@@ -168,6 +170,84 @@ def test_killed_then_run_again_continues(tmp_path: Path) -> None:
     # 0 + ... + 39 = 40 * 39 / 2 = 780
     assert (tmp_path / "chain" / "total" / "total.txt").read_text() == "780.0\n"
     assert all(json.loads(line) for line in (tmp_path / "chain/numbers/metrics.jsonl").read_text().splitlines())
+
+
+def test_what_was_begun_from_other_settings_is_not_said_to_go_on(tmp_path: Path) -> None:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        LocalStore(tmp_path, "chain").create("numbers", chain(to=5).identities()["numbers"]) as begun,
+    ):
+        (begun / "numbers.txt").write_text("0\n1\n")
+        raise KeyboardInterrupt
+    assert [item.state for item in standings(chain(to=5), LocalStore(tmp_path, "chain"))] == ["begun", "missing"]
+    assert [item.state for item in standings(chain(to=3), LocalStore(tmp_path, "chain"))] == ["missing", "missing"]
+    console = Console(file=io.StringIO(), width=200)
+    print_intended(chain(to=3), tmp_path, console=console)
+    told = "what was begun is removed, config.to was 5, now 3"
+    assert f"build     numbers (Count): {told}" in console.file.getvalue()
+    printed = ran(chain(to=3), tmp_path)
+    assert f"[1/2] numbers: Count (anew: {told})" in printed
+    assert "going on" not in printed
+
+
+def test_an_artifact_that_was_moved_to_another_disk_is_rebuilt(tmp_path: Path) -> None:
+    ran(chain(), tmp_path / "runs")
+    place = tmp_path / "runs" / "chain" / "numbers"
+    moved = place.rename(tmp_path / "moved")
+    place.symlink_to(moved)
+    assert ran(chain(), tmp_path / "runs").count("skipped") == 2
+    ran(chain(), tmp_path / "runs", rebuild=["numbers"])
+    assert not place.is_symlink()
+    assert (moved / "manifest.json").exists()
+    assert ran(chain(), tmp_path / "runs").count("skipped") == 2
+
+
+def test_what_is_in_the_way_is_said_before_anything_is_built(tmp_path: Path) -> None:
+    place = tmp_path / "chain" / "total"
+    place.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"total exists, but holds no manifest\.json"):
+        ran(chain(), tmp_path)
+    place.rmdir()
+    place.symlink_to(tmp_path / "a disk that is not mounted")
+    with pytest.raises(UserError, match="total is a link to what is not there"):
+        ran(chain(), tmp_path)
+    assert not (tmp_path / "chain" / "numbers").exists()
+    assert "total: complete" in ran(chain(), tmp_path, rebuild=["total"])
+
+
+class Read:
+    """Counts the letters of a file outside the run."""
+
+    @dataclass(frozen=True)
+    class Config:
+        path: str = field(metadata=OUTSIDE)
+
+    @staticmethod
+    def run(config: "Read.Config", work: Work) -> dict[str, int]:
+        return {"letters": len(Path(config.path).read_text())}
+
+    @staticmethod
+    def estimate(config: "Read.Config", inputs: object) -> Estimate:
+        return Estimate()
+
+
+def test_a_file_that_changed_since_it_was_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("five5")
+    recipe = Recipe("reading", Step("letters", Read, Read.Config(str(file))))
+    told = f"although {file} changed since it was read: --rebuild letters reads it anew"
+    ran(recipe, tmp_path / "runs")
+    assert ran(recipe, tmp_path / "runs").startswith("[1/1] letters: complete, skipped\n")
+    file.write_text("sixsix")
+    assert f"[1/1] letters: complete, skipped, {told}\n" in ran(recipe, tmp_path / "runs")
+    console = Console(file=io.StringIO(), width=200)
+    print_intended(recipe, tmp_path / "runs", console=console)
+    assert f"skip      letters (Read), {told}" in console.file.getvalue()
+    ran(recipe, tmp_path / "runs", rebuild=["letters"])
+    assert LocalStore(tmp_path / "runs", "reading").manifest("letters")["summary"] == {"letters": 6}
+    assert "although" not in ran(recipe, tmp_path / "runs")
+    file.unlink()  # elsewhere, or on another machine: nothing to compare with
+    assert "although" not in ran(recipe, tmp_path / "runs")
 
 
 def test_what_a_run_would_do(tmp_path: Path) -> None:
