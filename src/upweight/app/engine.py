@@ -30,6 +30,8 @@ from upweight.rollout.local import draw
 from upweight.text.tokenizer import Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+LONGEST_CHARACTER = 4
+"""Bytes of UTF-8, and so tokens, at most."""
 Stop = Literal["end", "length", "stop", "error"]
 
 
@@ -79,8 +81,10 @@ class Request:
         key = np.array([seed_for(limits.seed, self.prompt, 0), 0], dtype=np.uint64)  # the sampler's first of a prompt
         stream = np.random.Generator(np.random.Philox(key=key))
         self.uniforms = torch.from_numpy(stream.random(limits.max_new_tokens, dtype=np.float32))
-        self._told: list[int] = []  # the tokens of the text that became readable last
-        self._pending: list[int] = []  # those since then
+        self._told: list[int] = []  # tokens that end with a whole character
+        self._pending: list[int] = []  # those since then, of whose text so many characters are readable
+        self._readable = 0
+        self._silent = 0  # tokens in a row that made nothing readable
         self._held = ""
 
     def cancel(self) -> None:
@@ -96,12 +100,7 @@ class Request:
             self.deliver(Piece(token, logprob, self._rest(tokenizer), "end", alternatives=others))
             return False
         self._pending.append(token)
-        text = tokenizer.decode_after(self._told, self._pending)
-        if text.endswith(UNFINISHED) and len(self._pending) < 4:  # a character of UTF-8 has at most four bytes
-            text = ""
-        else:
-            self._told, self._pending = self._pending, []
-        text, stopped = self._up_to_stop(text)
+        text, stopped = self._up_to_stop(self._whole_characters(tokenizer))
         over = self.made >= self.limits.max_new_tokens or time.monotonic() > self.deadline
         if stopped:
             self.deliver(Piece(token, logprob, text, "stop", alternatives=others))
@@ -110,6 +109,22 @@ class Request:
         else:
             self.deliver(Piece(token, logprob, text, alternatives=others))
         return not (stopped or over)
+
+    def _whole_characters(self, tokenizer: Tokenizer) -> str:
+        """What became readable with the last token. One that ends a character may begin the next one."""
+        text = tokenizer.decode_after(self._told, self._pending)
+        whole = text.rstrip(UNFINISHED)
+        if len(whole) <= self._readable < len(text):
+            self._silent += 1
+            if self._silent == LONGEST_CHARACTER:  # so many tokens would have ended one: but the last may begin another
+                whole, self._silent = text[:-1], 1
+        else:
+            self._silent = 0
+        readable = whole[self._readable :]
+        self._readable += len(readable)
+        if whole == text:
+            self._told, self._pending, self._readable = self._pending, [], 0
+        return readable
 
     def _up_to_stop(self, text: str) -> tuple[str, bool]:
         """What may be shown, and whether a stop string ends it. A tail that may become a stop string is held back."""
@@ -124,8 +139,9 @@ class Request:
         return text[:shown], False
 
     def _rest(self, tokenizer: Tokenizer) -> str:
-        rest = self._held + (tokenizer.decode_after(self._told, self._pending) if self._pending else "")
-        self._held = ""
+        pending = tokenizer.decode_after(self._told, self._pending) if self._pending else ""
+        rest = self._held + pending[self._readable :]
+        self._held, self._readable = "", 0
         self._pending.clear()
         return rest
 

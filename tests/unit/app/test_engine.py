@@ -77,6 +77,38 @@ def test_characters_of_several_tokens_come_whole(engine: Engine) -> None:
     assert deliver is not None
 
 
+@pytest.mark.parametrize("text", ["日本語日本語日本", "a😀😀b", "a\N{REPLACEMENT CHARACTER}日"])
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_tokens_may_end_one_character_and_begin_the_next(text: str, first: int, size: int) -> None:
+    """Every merge of bytes is a token, so that one that ends within a character may be followed by more such."""
+    letters = bytes_to_letters()
+    content = text.encode()
+    parts = [content[:first], *(content[place : place + size] for place in range(first, len(content), size))]
+    names = ["".join(letters[byte] for byte in part) for part in parts]
+    vocabulary = {name: number for number, name in enumerate(dict.fromkeys(["</s>", *names]))}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(backend, end_of_text="</s>")
+    pieces: list[Piece] = []
+    request = Request([0], replace(LIMITS, max_new_tokens=len(names)), pieces.append, 60.0)
+    for name in names:
+        request.take(Drawn(vocabulary[name], 0.0, ()), tokenizer)
+    assert "".join(piece.text for piece in pieces) == text
+    cut: list[Piece] = []
+    request = Request([0], replace(LIMITS, max_new_tokens=len(names) - 1), cut.append, 60.0)
+    for name in names[:-1]:
+        request.take(Drawn(vocabulary[name], 0.0, ()), tokenizer)
+    assert "".join(piece.text for piece in cut) == tokenizer.decode([vocabulary[name] for name in names[:-1]])
+
+
+def bytes_to_letters() -> dict[int, str]:
+    """GPT-2's: a byte that is a visible character of Latin-1 is that, the others are numbered from 256 on."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+
+
 def test_words_keep_their_blanks_where_a_decoder_drops_them_at_the_start() -> None:
     names = ["</s>", "▁to", "▁be", "fore", "<0xE6>", "<0x97>", "<0xA5>", "▁", "a"]  # in the manner of Llama 2
     backend = tokenizers.Tokenizer(models.BPE(vocab=dict(zip(names, count())), merges=[], byte_fallback=True))
