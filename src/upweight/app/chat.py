@@ -74,7 +74,12 @@ def chat(
                 for talker in talkers:
                     talker.messages = list(opening)
             if line:
-                _exchange(talkers, line, len(opening), limits, console, thinking)
+                try:
+                    _exchange(talkers, line, len(opening), limits, console, thinking)
+                except UserError as error:  # whoever types can say it in fewer words
+                    if not sys.stdin.isatty() or any(talker.engine.closed for talker in talkers):
+                        raise
+                    console.print(Text(str(error), style="yellow"))
     finally:
         for talker in talkers:
             talker.engine.close()
@@ -83,8 +88,11 @@ def chat(
 def _messages(console: Console, each_line: bool) -> Iterator[tuple[str, bool]]:
     """What to answer, and whether a conversation begins with it."""
     if not sys.stdin.isatty():
-        read = sys.stdin.read()
-        yield from ((text.strip(), True) for text in (read.splitlines() if each_line else [read]))
+        try:
+            read = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise UserError(f"what comes from the pipe is not UTF-8 (byte {error.start}): convert it") from None
+        yield from ((text.strip(), True) for text in (read.split("\n") if each_line else [read]))
         return
     while True:
         try:
@@ -112,9 +120,12 @@ def _exchange(
     talkers: Sequence[Talker], line: str, opening: int, limits: Limits, console: Console, thinking: bool
 ) -> None:
     """Ask all of them, show the answers as they come, and keep them in the conversations."""
-    for talker in talkers:
-        asked = [*talker.messages, Message("user", line)]
-        talker.messages = fitted(talker.engine.tokenizer, asked, opening, talker.engine.capacity)
+    asked = [
+        fitted(talker.engine.tokenizer, [*talker.messages, Message("user", line)], opening, talker.engine.capacity)
+        for talker in talkers
+    ]
+    for talker, messages in zip(talkers, asked, strict=True):
+        talker.messages = messages
     if len(talkers) == 1:
         answers = [_answer(talkers[0], limits, console, thinking)]
     else:
@@ -127,6 +138,12 @@ def _pieces(talker: Talker, limits: Limits) -> Iterator[Piece]:
     prompt = render(talker.engine.tokenizer, talker.messages)
     room = min(limits.max_new_tokens, talker.engine.capacity - len(prompt))
     yield from talker.engine.stream(prompt, replace(limits, max_new_tokens=room))
+
+
+def _refuse_broken(piece: Piece) -> None:
+    """Raises UserError where the answer does not go on: half of one must not be taken for the whole."""
+    if piece.stop == "error":
+        raise UserError(f"{piece.error}: what is above says why")
 
 
 def _shown(talker: Talker, thinking: bool) -> "Shown":
@@ -143,6 +160,7 @@ def _answer(talker: Talker, limits: Limits, console: Console, thinking: bool) ->
     for piece in _pieces(talker, limits):
         whole += piece.text
         stop = piece.stop
+        _refuse_broken(piece)
         for text, dimmed in shown.parts(piece.text, last=stop is not None):
             console.print(Text(text, style="dim" if dimmed else ""), end="", soft_wrap=True)
     console.print(CUT_OFF if stop == "length" else "")
@@ -174,6 +192,7 @@ def _side_by_side(talkers: Sequence[Talker], limits: Limits, console: Console, t
             if piece is None:
                 left -= 1
                 continue
+            _refuse_broken(piece)
             answers[place] += piece.text
             for text, dimmed in shown[place].parts(piece.text, last=piece.stop is not None):
                 columns[place].append(text, style="dim" if dimmed else "")

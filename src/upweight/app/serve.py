@@ -6,8 +6,10 @@ end. The default address can be reached from this machine alone, under its own n
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -59,6 +61,13 @@ class ServeConfig:
     body_bytes: int = 1_000_000
     seconds: float = 300.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise UserError(f"port is {self.port}: expected 1 to 65535, or 0 for any that is free")
+        for name in ("max_new_tokens", "concurrent", "rows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: expected at least 1")
+
 
 class Refused(Exception):
     """A request that is answered with an error of the OpenAI interface."""
@@ -69,15 +78,43 @@ class Refused(Exception):
 
 
 def serve(given: str, *, root: Path, machine: Machine, config: ServeConfig, dtype: Precision | None = None) -> None:
-    """Serve the model that `given` names until it is stopped; what is being answered may finish within seconds."""
+    """Serve the model that `given` names until it is stopped; what is being answered may finish within seconds.
+
+    Raises UserError where the address cannot be listened on, before the model is loaded.
+    """
     if machine.threads:
         torch.set_num_threads(machine.threads)
+    port = _free_port(config)
     engine = open_engine(given, root=root, device=machine.device, rows=min(config.rows, config.concurrent), dtype=dtype)
     weights = _files_of(find_model(given, root))
     host = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"{given} at http://{host}:{config.port} (chat page) and http://{host}:{config.port}/v1", flush=True)
+    print(f"{given} at http://{host}:{port} (chat page) and http://{host}:{port}/v1", flush=True)
     app = make_app(engine, given, config, weights=weights)
-    uvicorn.run(app, host=config.host, port=config.port, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.run(app, host=config.host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+
+
+def _free_port(config: ServeConfig) -> int:
+    """The port to listen on. Raises UserError where it is taken, or the address is none of this machine's."""
+    found, trouble = 0, None
+    try:
+        for family, kind, *_, place in socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM):
+            try:
+                with socket.socket(family, kind) as trial:
+                    trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    trial.bind(place)
+                    found = found or trial.getsockname()[1]
+            except OSError as error:  # a name may have an address of a family that this machine does not use
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                trouble = error
+        if trouble is not None and not found:
+            raise trouble
+    except OSError as error:
+        raise UserError(
+            f"{config.host}, port {config.port}, cannot be listened on ({error.strerror}): give another --port or "
+            "--host"
+        ) from None
+    return found
 
 
 def _files_of(directory: Path) -> str:

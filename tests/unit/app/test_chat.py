@@ -9,7 +9,7 @@ from rich.console import Console
 from tiny_checkpoint import tiny_checkpoint
 
 from upweight.app.chat import Shown, Talker, _shown, chat, fitted
-from upweight.app.engine import open_engine
+from upweight.app.engine import BROKEN_OFF, Engine, Piece, open_engine
 from upweight.core.errors import UserError
 from upweight.core.protocols import Limits
 from upweight.core.records import Message
@@ -76,6 +76,41 @@ def test_each_line_of_a_pipe_may_be_a_question_of_its_own(tmp_path: Path, monkey
     printed = answered(tmp_path, monkeypatch, "Ann has 3\n\nBob?\n", each_line=True)
     assert printed.count("cut off") == 2
     assert printed.endswith(alone)  # nothing of the first question is left
+
+
+def test_only_a_line_break_ends_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_checkpoint(tmp_path)
+    assert answered(tmp_path, monkeypatch, "Ann\u2028has\x0c3\r\nBob?", each_line=True).count("cut off") == 2
+
+
+class Typed(io.StringIO):
+    """What a person types, line by line."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_message_that_is_too_long_does_not_end_the_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="shorten it"):
+        answered(tmp_path, monkeypatch, "x" * 2000)
+    monkeypatch.setattr(sys, "stdin", Typed(f"Ann has 3\n{'x' * 2000}\nBob?\n/quit\n"))
+    console = Console(file=io.StringIO(), width=200)
+    chat([str(tmp_path / "model")], root=tmp_path, limits=Limits(8), machine=Machine(), console=console)
+    assert console.file.getvalue().count("cut off") == 2
+    assert "longer than the model's context of 512 tokens: shorten it" in console.file.getvalue()
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_checkpoint(tmp_path)
+    monkeypatch.setattr(Engine, "stream", lambda *given: iter([Piece(1, 0.0, "Two"), BROKEN_OFF]))
+    for models in ([str(tmp_path / "model")], [str(tmp_path / "model")] * 2):
+        with pytest.raises(UserError, match="the model stopped answering"):
+            answered(tmp_path, monkeypatch, "Ann?", given=models)
 
 
 def test_two_models_answer_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -19,7 +20,9 @@ from starlette.requests import ClientDisconnect
 from tiny_checkpoint import tiny_checkpoint
 
 from upweight.app.engine import Engine, Piece, Request
-from upweight.app.serve import ServeConfig, make_app
+from upweight.app.serve import ServeConfig, make_app, serve
+from upweight.core.errors import UserError
+from upweight.core.work import Machine
 from upweight.model.weights import load
 from upweight.text.tokenizer import Tokenizer
 
@@ -179,6 +182,29 @@ def test_what_is_refused(base: str, body: bytes, status: int, told: str) -> None
     reply = httpx.post(f"{base}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert reply.status_code == status
     assert told in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "field", [{"port": 70_000}, {"port": -1}, {"rows": 0}, {"concurrent": 0}, {"max_new_tokens": 0}]
+)
+def test_settings_that_are_none_are_refused(field: dict[str, int]) -> None:
+    (name,) = field
+    with pytest.raises(UserError, match=f"{name} is"):
+        ServeConfig(**field)
+
+
+def test_an_address_that_is_taken_is_told_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = ServeConfig(port=taken.getsockname()[1])
+        with pytest.raises(UserError, match=f"127.0.0.1, port {config.port}, cannot be listened on"):
+            serve("no model", root=tmp_path, machine=Machine(), config=config)
+    with pytest.raises(UserError, match="cannot be listened on"):
+        serve("no model", root=tmp_path, machine=Machine(), config=ServeConfig(host="nowhere.invalid"))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_body_without_a_declared_length_is_bounded_too(base: str) -> None:
