@@ -16,7 +16,10 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 from upweight.core.errors import UserError
 
 INTERRUPTED = 130
-MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+MENDABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 app = tyro.extras.SubcommandApp()
 
@@ -143,7 +146,13 @@ def plan(
     from upweight.app.planner import print_plan
 
     cluster = None
+    if target.gpu is None and target != Target():
+        raise UserError(
+            "--gpus, --gpu-price, --attained and the like describe another machine: name its GPU with --gpu"
+        )
     if target.gpu is not None:
+        if price_per_hour:
+            raise UserError("--price-per-hour is of this machine: with --gpu, say --gpu-price, of one GPU")
         cluster = describe(
             target.gpu,
             count=target.gpus,
@@ -260,6 +269,7 @@ def ablate(
     root: Path = Path("runs/claims"),
     write: Path | None = None,
     annotated: str | None = None,
+    rebuild: UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Put a claim of the recipe to the test: the same training with and without, over several seeds, with intervals.
 
@@ -272,6 +282,7 @@ def ablate(
         root: Artifacts are kept in ROOT/seedN; the result lies in ROOT/CLAIM.json.
         write: Also put the result into this Markdown file, as a section of its own.
         annotated: Documents with the labels of a strong model, for the claims about labels.
+        rebuild: Build this step anew for every seed, and everything that depends on it. May be given several times.
     """
     from upweight.app.ablate import ablate as put_to_the_test
     from upweight.app.ablate import print_claims
@@ -287,6 +298,7 @@ def ablate(
         machine=_machine(hardware),
         write=write,
         annotated=annotated,
+        rebuild=rebuild,
     )
 
 
@@ -313,6 +325,7 @@ def distill(
     learning_rate: float = 5e-6,
     dtype: Literal["float32", "bfloat16"] = "float32",
     seed: int = 0,
+    rebuild: UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Distil a teacher into a student on your own preference pairs: DPD, or DPO alone without a teacher.
 
@@ -346,6 +359,8 @@ def distill(
         learning_rate: Highest of the schedule (AdamW, linear warmup, linear decay to a tenth).
         dtype: Of the matrix products.
         seed: Of the order of the pairs.
+        rebuild: Build this step anew (student, pairs, teacher, signal, distilled), and everything that depends on it.
+            May be given several times.
     """
     from upweight.app.distilling import Wanted, distilling
     from upweight.app.runner import run as run_recipe
@@ -368,7 +383,7 @@ def distill(
     }
     machine = _machine(hardware)
     with joined(machine):
-        run_recipe(distilling(wanted, settings, seed), out, machine=machine)
+        run_recipe(distilling(wanted, settings, seed), out, machine=machine, rebuild=rebuild)
     print(f"the checkpoint is in {out / 'dpd' / 'distilled' / 'model'}")
 
 
@@ -392,6 +407,7 @@ def compare(
     name: str = "bases",
     root: Path = Path("runs"),
     out: Path = Path("evals"),
+    rebuild: UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Compare base models by fine-tuning all of them alike, as the report does: one table at the end.
 
@@ -416,6 +432,7 @@ def compare(
         name: The tuned models are kept in ROOT/NAME.
         root: Where recipes keep their artifacts.
         out: Where the samples and the table are written.
+        rebuild: Build this step anew, and everything that depends on it. May be given several times.
     """
     from upweight.app.compare import Tuning, compare_bases
     from upweight.app.measure import Decoding
@@ -434,6 +451,7 @@ def compare(
         k=k,
         count=count,
         decoding=Decoding(max_new_tokens=max_new_tokens, seed=seed),
+        rebuild=rebuild,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.unit.app.tiny_checkpoint import tiny_checkpoint
 
 from upweight import cli
 
@@ -132,6 +133,34 @@ def test_errors_are_one_paragraph(upweight, small: Path) -> None:
     assert "--device cpu" in told(upweight("run", "small_recipe.py", "--device", "cuda"), 2)
     (small / "runs").write_text("a file")
     assert "runs" in told(upweight("run", "small_recipe.py"), 2)
+
+
+def test_the_report_is_written_where_it_is_asked_for(upweight, small: Path) -> None:
+    assert upweight("run", "small_recipe.py").returncode == 0
+    assert upweight("report", "small_recipe.py", "--out", "pages/of/mine.html").returncode == 0
+    assert "<h1>small</h1>" in (small / "pages/of/mine.html").read_text()
+    assert "pages/report.html" in told(upweight("report", "small_recipe.py", "--out", "pages"), 2)
+
+
+def test_a_machine_to_plan_for_is_named(upweight, small: Path) -> None:
+    for flags in (["--gpus", "8"], ["--gpu-price", "2.5"], ["--attained", "0.2"]):
+        assert "name its GPU with --gpu" in told(upweight("plan", "small_recipe.py", *flags), 2)
+    given = ["--gpu", "H100", "--price-per-hour", "3"]
+    assert "say --gpu-price" in told(upweight("plan", "small_recipe.py", *given), 2)
+    assert "attained is 0.0" in told(upweight("plan", "small_recipe.py", "--gpu", "H100", "--attained", "0"), 2)
+    printed = upweight("plan", "small_recipe.py", "--gpu", "H100", "--gpu-price", "2.5").stdout
+    assert "0 GPU-hours" not in printed.replace("\n", " ").split()
+    assert "about 0 at" not in printed
+
+
+def test_what_was_built_from_other_settings_can_be_rebuilt_as_the_error_says(upweight, small: Path) -> None:
+    pairs = [{"prompt": f"{n} + 3?", "chosen": str(n + 3), "rejected": str(n + 4)} for n in range(8)]
+    (small / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    tiny_checkpoint(small)
+    command = ["distill", "model", "--pairs", "pairs.jsonl", "--pairs-a-step", "4", "--threads", "1"]
+    assert upweight(*command).returncode == 0
+    assert "--rebuild distilled" in told(upweight(*command, "--beta", "0.2"), 3)
+    assert upweight(*command, "--beta", "0.2", "--rebuild", "distilled").returncode == 0
 
 
 def test_a_model_that_is_not_there(upweight, small: Path) -> None:

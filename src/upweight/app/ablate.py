@@ -52,6 +52,7 @@ def ablate(
     write: Path | None = None,
     console: Console | None = None,
     annotated: str | None = None,
+    rebuild: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run a claim once for each seed below `root`/seed<N>, print and return what came out.
 
@@ -60,7 +61,8 @@ def ablate(
     The result also lies in `root`/<claim>.json, and as a section of the Markdown file `write` where one is given. What
     is complete is not run again, so that seeds can be added later.
 
-    Raises UserError where the claim's goal compares fewer than two arms.
+    Raises UserError, before anything is run, where the claim's goal compares fewer than two arms, and where its file
+    does not say what is claimed.
     """
     console = console or Console()
     if not seeds:
@@ -71,11 +73,11 @@ def ablate(
     name = Path(claim).stem if claim.endswith(".py") else claim
     for recipe in recipes.values():
         arms_of(recipe, claim)
+    headline, told = says(find_module(claim, CLAIMS).__doc__, name)
     stores = {}
     for seed, recipe in recipes.items():
         console.print(f"{name}: seed {seed}", highlight=False, markup=False)
-        stores[seed] = run(recipe, root / f"seed{seed}", machine=machine, console=console)
-    headline, told = says(find_module(claim, CLAIMS).__doc__, name)
+        stores[seed] = run(recipe, root / f"seed{seed}", machine=machine, console=console, rebuild=rebuild)
     result = {
         "claim": name,
         "says": headline,

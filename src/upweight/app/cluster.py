@@ -106,4 +106,5 @@ def describe(
     base = known or Cluster(gpu, 1.0, 1.0, 1.0, 1.0)
     figures: dict[str, Any] = {name: float(value) for name, value in given.items() if value is not None}
     made = replace(base, **figures)
-    return replace(made, count=count, price_per_hour=price_per_hour, attained=attained or made.attained)
+    share = made.attained if attained is None else float(attained)
+    return replace(made, count=count, price_per_hour=price_per_hour, attained=share)

@@ -18,10 +18,11 @@ from rich.console import Console
 
 from upweight.app.find import recipe_names
 from upweight.app.lineage import find_model
-from upweight.app.measure import Decoding, measure_models
+from upweight.app.measure import Decoding, check_asked, measure_models
 from upweight.app.recipe import Recipe, Step
 from upweight.app.runner import run
 from upweight.core.errors import UserError
+from upweight.core.files import matching
 from upweight.core.hub import HUB_NAME
 from upweight.core.work import Machine
 from upweight.stages import adopt, sft
@@ -73,6 +74,9 @@ def comparison(
     taken = [_short(base) for base in bases]
     if len(set(taken)) < len(taken) or len(sources) < len(data):
         raise UserError(f"two of {', '.join([*bases, *data])} have the same last name: rename or copy one of them")
+    for source in sources.values():
+        if isinstance(source, ConversationFiles):
+            matching(source.paths)  # which raises where there is none: not after the first set has been trained on
     adopted = [
         Step(short, adopt, adopt.Config(str(find_model(base, root)), template=TEMPLATE))
         for base, short in zip(bases, taken, strict=True)
@@ -128,12 +132,17 @@ def compare_bases(
     k: int = 0,
     count: int = 0,
     decoding: Decoding = Decoding(),  # noqa: B008 - frozen
+    rebuild: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune every base on every set, measure all on the same benchmarks, print one table and return it."""
+    """Fine-tune every base on every set, measure all on the same benchmarks, print one table and return it.
+
+    Raises UserError where a base, a set or a benchmark is not there, before anything is trained.
+    """
     console = console or Console()
+    check_asked(on, k=k, count=count, decoding=decoding, machine=machine)
     recipe = comparison(bases, data, tuning, root=root, name=name, seed=seed)
-    run(recipe, root, machine=machine, console=console)
+    run(recipe, root, machine=machine, console=console, rebuild=rebuild)
     models = [f"{name}:{step.name}" for step in recipe.goals]
     return measure_models(
         models, on, root=root, out=out, k=k, count=count, decoding=decoding, machine=machine, console=console

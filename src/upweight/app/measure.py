@@ -86,8 +86,7 @@ def measure_models(
     console = console or Console()
     if not models:
         raise UserError("name at least one model: a directory, RECIPE, RECIPE:STEP, a hub name or an endpoint")
-    if k < 0 or count < 0:
-        raise UserError(f"k is {k} and count {count}: expected 0 (all, or the benchmark's own) or more")
+    _check_counts(k, count)
     if inspect_logs is not None:
         require_inspect()
     for model in models:
@@ -132,6 +131,21 @@ def measure_models(
             write_log(inspect_logs, model=model, benchmark=name, samples=samples, row=row, limits=limits)
     _print(table, console)
     return table
+
+
+def check_asked(on: Sequence[str], *, k: int, count: int, decoding: Decoding, machine: Machine) -> None:
+    """Raises UserError where `measure_models` would refuse what is asked of it: for whoever trains first."""
+    _check_counts(k, count)
+    with Sandbox(workers=machine.workers, unsafe=machine.unsafe_execution) as sandbox:
+        setting = Setting(samples=k, seed=decoding.seed, sandbox=sandbox, unsafe=machine.unsafe_execution)
+        for benchmark, _ in find_benchmarks(on, setting):
+            decoding.limits(benchmark)
+            benchmark.problems()
+
+
+def _check_counts(k: int, count: int) -> None:
+    if k < 0 or count < 0:
+        raise UserError(f"k is {k} and count {count}: expected 0 (all, or the benchmark's own) or more")
 
 
 @dataclass(frozen=True)

@@ -186,11 +186,12 @@ def _remarks(planned: list[Planned], seconds: float, price_per_hour: float, clus
     """Money, and what does not fit."""
     hours = seconds / 3600
     if cluster is None:
-        return [f"about {hours * price_per_hour:,.2f} at {price_per_hour:,.2f} an hour"] if price_per_hour else []
-    told = [f"{hours * cluster.count:,.0f} GPU-hours at {cluster.attained:.0%} of the peak of {cluster.name}"]
-    price = price_per_hour or cluster.price_per_hour
+        cost = hours * price_per_hour
+        return [f"about {_amount(cost)} at {price_per_hour:,.2f} an hour"] if price_per_hour else []
+    used, price = hours * cluster.count, cluster.price_per_hour
+    told = [f"{_amount(used)} GPU-hours at {cluster.attained:.0%} of the peak of {cluster.name}"]
     if price:
-        told.append(f"about {hours * cluster.count * price:,.0f} at {price:,.2f} an hour and GPU")
+        told.append(f"about {_amount(used * price)} at {price:,.2f} an hour and GPU")
     large = [item.step for item in planned if item.estimate.memory_bytes > cluster.memory_bytes]
     if large:
         told.append(
@@ -198,6 +199,11 @@ def _remarks(planned: list[Planned], seconds: float, price_per_hour: float, clus
             "(--sharding fsdp), recompute activations (--recompute 1), or take a smaller microbatch"
         )
     return told
+
+
+def _amount(value: float) -> str:
+    """Whole from 100 on; below, hundredths, and of less than these two digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _count(value: float | int) -> str:

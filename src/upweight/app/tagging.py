@@ -20,7 +20,15 @@ from upweight.curate.tagger_training import train_tagger as train_from
 
 
 def train_tagger(annotated: Path, out: Path, seed: int) -> None:
-    """Train, write the weights to `out`, and print how well documents that were held back are scored."""
+    """Train, write the weights to `out`, and print how well documents that were held back are scored.
+
+    Raises UserError where `out` cannot be written, before anything is trained.
+    """
+    if out.is_dir():
+        raise UserError(f"{out} is a directory: name the file to write, {out / 'tagger.npz'}")
+    if seed < 0:
+        raise UserError(f"seed is {seed}: expected 0 or more")
+    out.parent.mkdir(parents=True, exist_ok=True)
     print(as_markdown(train_from(annotated, out, seed=seed)))
     print(f"wrote {out}")
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from upweight.core.errors import UserError
-from upweight.core.identity import seed_for
+from upweight.core.identity import fingerprint, seed_for
 from upweight.core.work import Machine, Monitor
 from upweight.curate.encoder_tagger import EncoderTagger, ScoreHeads, laid, opened, over_batches, token_ids
 from upweight.curate.tagger_figures import measure
@@ -74,13 +74,14 @@ class Tuning:
 
 
 def train_encoder(documents: Annotated, tuning: Tuning, out: Path, machine: Machine, monitor: Monitor) -> EncoderTagger:
-    """Train a transformer tagger and write it to the directory `out`; a run that was killed goes on where it was.
+    """Train a transformer tagger and write it to the directory `out`; a run that was killed goes on where it was, one
+    with other documents or another tuning begins anew.
 
     Raises UserError where the encoder cannot be opened, and where `out` holds something else.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: name a directory that is not there yet")
-    building = out.with_name(f".{out.name}.building")
+    building = _begun(out.with_name(f".{out.name}.building"), documents, tuning)
     held = held_back(documents.ids, tuning.training.held_back_one_in)
     looks = Looks.of(documents.texts)
     noted = building / "figures.json"
@@ -103,6 +104,17 @@ def train_encoder(documents: Annotated, tuning: Tuning, out: Path, machine: Mach
     (building / "tagger").replace(out)
     shutil.rmtree(building)
     return tagger
+
+
+def _begun(building: Path, documents: Annotated, tuning: Tuning) -> Path:
+    """The directory to build in, without what a run from anything else has left there."""
+    wanted = fingerprint([documents.ids, documents.texts, documents.scores.tolist(), tuning])
+    mark = building / "of.json"
+    if building.exists() and not (mark.exists() and mark.read_text() == json.dumps(wanted)):
+        shutil.rmtree(building)
+    building.mkdir(parents=True, exist_ok=True)
+    write_whole(mark, json.dumps(wanted))
+    return building
 
 
 def _fit(

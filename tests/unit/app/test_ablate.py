@@ -164,6 +164,11 @@ def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
     path.write_text('"""Nothing."""\nfrom upweight.recipes.small import recipe\n')
     with pytest.raises(UserError, match="goal of a claim is a step of the stage evaluate"):
         ablate(str(path), seeds=[0], scale=None, root=tmp_path, machine=Machine())
+    mute = Path(own_claim(tmp_path, "mute_claim"))
+    mute.write_text(mute.read_text().partition('"""\n')[2])
+    with pytest.raises(UserError, match="mute_claim has no docstring"):
+        ablate(str(mute), seeds=[0], scale=None, root=tmp_path, machine=Machine())
+    assert not (tmp_path / "seed0").exists()
     with pytest.raises(UserError, match="at least one seed"):
         ablate("difficulty_gate", seeds=[], scale=None, root=tmp_path, machine=Machine())
     with pytest.raises(UserError, match=r"there is no claim .difficulty_gates.: did you mean difficulty_gate"):

@@ -59,6 +59,23 @@ def test_bases_on_two_sets(tmp_path: Path) -> None:
     assert "samples/s" not in again.file.getvalue() or "0/s" in again.file.getvalue()
 
 
+def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    bases = [str(tiny_checkpoint(tmp_path / name)) for name in ("one", "two")]
+    (tmp_path / "own.jsonl").write_text('{"question": "2 + 3?", "answer": "5"}\n')
+    own, sums, nowhere = str(tmp_path / "own.jsonl"), chats(tmp_path, "sums"), str(tmp_path / "nowhere.jsonl")
+    for sets, on, given, told in (
+        ([sums], ["gsm9k"], {}, "there is no benchmark"),
+        ([sums], [nowhere], {}, "nowhere.jsonl does not exist"),
+        ([sums, nowhere], [own], {}, "no file matches"),
+        ([sums], [own], {"k": -1}, "k is -1"),
+        ([sums], [own], {"decoding": Decoding(max_new_tokens=0)}, "max_new_tokens is 0"),
+    ):
+        where = {"root": tmp_path / "runs", "name": "bases", "out": tmp_path / "evals", "machine": Machine()}
+        with pytest.raises(UserError, match=told):
+            compare_bases(bases, sets, on, tuning=TUNING, console=Console(file=io.StringIO()), **where, **given)
+        assert not (tmp_path / "runs").exists()
+
+
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     one = str(tiny_checkpoint(tmp_path / "one"))
     with pytest.raises(UserError, match="at least two bases"):

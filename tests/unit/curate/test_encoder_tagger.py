@@ -118,6 +118,24 @@ def test_a_run_that_was_killed_goes_on(encoder: Path, trained: Path, tmp_path: P
     np.testing.assert_array_equal(EncoderTagger.load(tmp_path / "tagger").expect(texts), whole)
 
 
+def test_what_a_killed_run_left_of_other_labels_is_not_gone_on_with(
+    encoder: Path, trained: Path, tmp_path: Path
+) -> None:
+    class Stops(Silent):
+        def record(self, **metrics: object) -> None:
+            raise KeyboardInterrupt
+
+    documents = annotated(80)
+    wrong = replace(documents, scores=9 - documents.scores)
+    with pytest.raises(KeyboardInterrupt):
+        train_encoder(wrong, replace(tuning(encoder, 5), epochs=0), tmp_path / "tagger", Machine(), Stops())
+    left = tmp_path / ".tagger.building"
+    (left / "figures.json").write_text('{"spearman": 1.0, "held_back": 3}')
+    tagger = train_encoder(documents, replace(tuning(encoder, 5), epochs=0), tmp_path / "tagger", Machine(), Silent())
+    assert tagger.figures["trained_on"] + tagger.figures["held_back"] == 80
+    assert not left.exists()
+
+
 def test_an_encoder_may_stay_as_it_came(encoder: Path) -> None:
     held_still = replace(tuning(encoder), epochs=0)
     model, tokenizer = fine_tuned(annotated(80), np.arange(80), held_still, None, Machine(), Silent())
