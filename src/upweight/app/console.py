@@ -23,6 +23,8 @@ SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BEATS = 2.0
 RATE_WINDOW_SECONDS = 30.0
 LONG_DAYS = 1000
+NEXT_UNIT = 0.9995
+"""From this share of a unit on three digits round up to it: 999,600 is 1M, not 1000k."""
 NARROW: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "pad_edge": False, "header_style": "underline"}
 """How tables are drawn: without lines, so that a plan fits 80 columns."""
 
@@ -272,10 +274,11 @@ def _spent(path: Path) -> tuple[float, int]:
 
 def duration(seconds: float | int) -> str:
     """Seconds as a person says them: 0.4s, 12s, 3m05s, 2h10m, 3d04h, 12.5y."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f}s"
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f}s"
+    seconds = round(seconds)
     if seconds < 3600:
         return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
     if seconds < 48 * 3600:
@@ -297,7 +300,7 @@ def count(value: float | int) -> str:
         (1e6, "M"),
         (1e3, "k"),
     ):
-        if abs(value) >= size:
+        if abs(value) >= NEXT_UNIT * size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.0f}" if abs(value) >= 10 or float(value).is_integer() else f"{value:.2g}"
 
@@ -309,7 +312,7 @@ def figure(value: float | int) -> str:
 
 def size(size_bytes: float | int) -> str:
     """Bytes in decimal units, as disks are sold: 12 kB, 3.4 MB."""
-    for unit, letter in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size_bytes >= unit:
+    for unit, letter in ((1e18, "EB"), (1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= NEXT_UNIT * unit:
             return f"{size_bytes / unit:.3g} {letter}"
     return f"{size_bytes:.0f} B"

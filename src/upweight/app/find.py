@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import linecache
+import math
 import pkgutil
 import re
 import sys
@@ -38,10 +39,12 @@ def find_recipe(given: str, options: Mapping[str, Any], package: str = PACKAGE) 
         options: arguments of the recipe's function; those that are None are left to its defaults.
         package: where the names are looked up.
 
-    Raises UserError where there is none of that name, where the file does not run, where it has no `recipe`, and where
-    a field of a configuration is misspelt.
+    Raises UserError where there is none of that name, where the scale is none, where the file does not run, where it
+    has no `recipe`, and where a field of a configuration is misspelt.
     """
     asked = {name: value for name, value in options.items() if value is not None}
+    if not 0 < asked.get("scale", 1.0) < math.inf:
+        raise UserError(f"scale is {asked['scale']}: expected a number above 0; 1 is the recipe as published")
     try:
         module = find_module(given, package)
         made = getattr(module, "recipe", None)
@@ -54,8 +57,17 @@ def find_recipe(given: str, options: Mapping[str, Any], package: str = PACKAGE) 
             )
     except TypeError as error:
         raise _misspelt(error, given) from None
-    except ValueError as error:  # a value that a record, a timeline or a configuration refuses
-        raise UserError(f"{given}: {error}") from error
+    except UserError as error:
+        line = _own_line(error, given)
+        if line is not None:
+            error.args = (f"{given}{_at(line)}: {error}",)
+        raise
+    except (ValueError, ArithmeticError, OSError) as error:
+        # a value that a record, a timeline or a configuration refuses, a scale of 0, a file that is not there
+        line = _own_line(error, given)
+        if line is None and isinstance(error, OSError):
+            raise
+        raise UserError(f"{given}{_at(line)}: {error}") from error
     if not isinstance(made, Recipe):
         raise UserError(
             f"{given} defines no recipe: it needs a function recipe(scale: float = 1.0, seed: int = 0) that returns an "
@@ -97,8 +109,10 @@ def _own_file(path: Path) -> ModuleType:
         sys.path.insert(0, directory)
     try:
         specification.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
+    except SyntaxError as error:  # of this file, or of one that it imports
+        file = path if error.filename in (None, str(path.resolve())) else error.filename
+        shown = f": {error.text.strip()}" if error.text else ""
+        raise UserError(f"{file}{_at(error.lineno)}: {error.msg}{shown}") from None
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: {error}. Install it, or correct the import") from None
     except ImportError as error:
@@ -135,6 +149,17 @@ def _misspelt(error: TypeError, given: str) -> Exception:
             hint = suggestion(match["field"], list(inspect.signature(called).parameters))
             return UserError(f"{where}: {called.__qualname__} has no field {match['field']!r}{hint} (in: {line})")
     return error
+
+
+def _own_line(error: BaseException, given: str) -> int | None:
+    """The line of a person's own file at which `error` came about; None where it was elsewhere."""
+    own = str(Path(given).resolve())
+    lines = [trace.tb_lineno for trace in _traces(error) if trace.tb_frame.f_code.co_filename == own]
+    return lines[-1] if lines else None
+
+
+def _at(line: int | None) -> str:
+    return "" if line is None else f", line {line}"
 
 
 def _traces(error: BaseException) -> Iterator[TracebackType]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upweight.app.recipe import Recipe
+from upweight.app.recipe import NAME, Recipe
 from upweight.core.errors import UserError
 from upweight.core.hub import HUB_NAME, find_directory
 from upweight.store.artifact import LocalStore
@@ -105,7 +105,7 @@ def _store_of(name: str, root: Path) -> tuple[LocalStore, Recipe | None]:
     if name.endswith(".py") or name in recipe_names():
         recipe = find_recipe(name, {})
         return LocalStore(root, recipe.name), recipe
-    if (root / name).is_dir():
+    if NAME.fullmatch(name) and (root / name).is_dir():
         return LocalStore(root, name), None
     raise UserError(
         f"{name!r} is no model directory (one with a config.json), no recipe ({', '.join(recipe_names())}) "

@@ -12,10 +12,11 @@ from types import ModuleType
 from typing import Any
 
 from upweight.core.errors import UserError
-from upweight.core.identity import fingerprint, plain, seed_for
+from upweight.core.identity import canonical_json, fingerprint, plain, seed_for
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 STAGE_PARTS = ("Config", "run", "estimate")
+SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Step:
             raise UserError(
                 f"step {self.name!r}: its stage {self.stage!r} has no {', '.join(missing)}. A stage is a module of "
                 "upweight.stages or an object of your own with Config, run(config, work) and estimate(config, inputs)"
+            )
+        if not isinstance(self.inputs, Mapping) or not all(isinstance(step, Step) for step in self.inputs.values()):
+            raise UserError(
+                f"step {self.name!r}: its inputs are {str(self.inputs)[:SHOWN]}: expected the steps that it reads, by "
+                "the names under which its stage asks for them"
             )
         if isinstance(self.config, Mapping):
             object.__setattr__(self, "config", configured(self.stage.Config, self.config, f"step {self.name!r}"))
@@ -86,6 +92,10 @@ class Recipe:
             raise UserError(
                 f"recipe {self.name!r}: its name is the name of a directory; "
                 "use letters, digits, underscore, dot and minus, and begin with a letter or digit"
+            )
+        if not self.goals or not all(isinstance(goal, Step) for goal in self.goals):
+            raise UserError(
+                f"recipe {self.name!r}: its goal is {str(self.goal)[:SHOWN]}: expected a step, or a tuple of steps"
             )
         self.steps()
 
@@ -136,7 +146,8 @@ class Recipe:
         for step in self.steps():
             try:
                 config = plain(step.config)
-            except TypeError as error:
+                canonical_json(config)
+            except (TypeError, ValueError) as error:  # ValueError: infinity, or what is no number
                 raise UserError(f"step {step.name!r}: its configuration cannot be stored: {error}") from None
             found[step.name] = {
                 "stage": step.stage_name,
@@ -151,7 +162,7 @@ class Recipe:
 
 
 def _place(step: Step, placed: dict[str, Step]) -> None:
-    """Put `step` behind its inputs. Recursion ends: a frozen step cannot be its own ancestor."""
+    """Put `step` behind its inputs. Recursion ends: a frozen step is made after what it reads."""
     known = placed.get(step.name)
     if known is not None:
         if known is not step and known != step:

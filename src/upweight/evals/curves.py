@@ -77,7 +77,8 @@ def _phases(rows: Sequence[Mapping[str, Any]], across: str) -> list[Stretch]:
 
 
 def _curve(name: str, across: str, points: Sequence[Point], phases: Sequence[Stretch]) -> figure:
-    kept = points[:: max(1, len(points) // MOST_POINTS)]
+    kept = points[:: math.ceil(len(points) / MOST_POINTS)]
+    kept = [*kept, points[-1]] if kept[-1] is not points[-1] else kept
     source = ColumnDataSource({"x": [x for x, _ in kept], "raw": [y for _, y in kept], "mean": _smooth(kept, name)})
     made = _empty(name.replace("_", " "), AXES.get(across, across.replace("_step", " step")))
     for index, (phase, begin, end) in enumerate(phases):

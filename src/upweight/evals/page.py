@@ -257,16 +257,16 @@ def shown_figure(value: Any) -> str:
 
 def shown_duration(seconds: float | int) -> str:
     """Seconds as 12s, 3m05s or 2h10m."""
-    if seconds < 60:
-        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
-    whole = int(seconds)
+    if seconds < 59.5:
+        return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
+    whole = round(seconds)
     return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def shown_size(size_bytes: float | int) -> str:
-    """Bytes in kB, MB or GB."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size_bytes >= unit:
+    """Bytes in kB, MB, GB or TB."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= 0.9995 * unit:  # three digits round up to the next unit
             return f"{size_bytes / unit:.3g} {name}"
     return f"{size_bytes:.0f} B"
 

@@ -1,5 +1,6 @@
 """A recipe is checked when it is made, and its order and identities follow from its inputs alone."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -77,6 +78,16 @@ def test_what_is_no_stage_and_no_config_is_refused() -> None:
         Step("a", Count, Total.Config())
 
 
+def test_inputs_and_goals_are_steps() -> None:
+    numbers = Step("numbers", Count, Count.Config(1))
+    for inputs in ([numbers], {"from": "numbers"}, (numbers,)):
+        with pytest.raises(UserError, match=r"step 'total': its inputs are .* expected the steps that it reads"):
+            Step("total", Total, Total.Config(), inputs)
+    for goal in ([numbers], (), ("numbers",), "numbers"):
+        with pytest.raises(UserError, match=r"recipe 'r': its goal is .* expected a step, or a tuple of steps"):
+            Recipe("r", goal)
+
+
 def test_a_configuration_without_a_canonical_form_is_refused() -> None:
     @dataclass(frozen=True)
     class Config:
@@ -86,5 +97,6 @@ def test_a_configuration_without_a_canonical_form_is_refused() -> None:
         run = estimate = staticmethod(lambda *given: {})
 
     Odd.Config = Config
-    with pytest.raises(UserError, match="step 'a': its configuration cannot be stored"):
-        Recipe("r", Step("a", Odd, Config())).identities()
+    for value in (len, math.inf, math.nan):
+        with pytest.raises(UserError, match="step 'a': its configuration cannot be stored"):
+            Recipe("r", Step("a", Odd, Config(value))).identities()

@@ -58,7 +58,16 @@ def test_recorded_rows_are_appended_after_a_kill(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.44, "0.4s"), (12, "12s"), (185, "3m05s"), (7800, "2h10m"), (3 * 86400 + 4 * 3600, "3d04h")],
+    [
+        (0.44, "0.4s"),
+        (9.97, "10s"),
+        (12, "12s"),
+        (59.7, "1m00s"),
+        (185, "3m05s"),
+        (3599.9, "1h00m"),
+        (7800, "2h10m"),
+        (3 * 86400 + 4 * 3600, "3d04h"),
+    ],
 )
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
@@ -74,3 +83,8 @@ def test_counts_and_sizes() -> None:
         "0.25",
     ]
     assert [size(value) for value in (12, 3_400_000)] == ["12 B", "3.4 MB"]
+
+
+def test_no_figure_has_four_digits() -> None:
+    assert [count(value) for value in (999.4, 999_499, 999_600, 999_999_999)] == ["999", "999k", "1M", "1G"]
+    assert [size(value) for value in (999_499, 999_600, 999_600e12)] == ["999 kB", "1 MB", "1 EB"]

@@ -1,5 +1,6 @@
 """What a person types becomes a recipe, or one paragraph that says what is wrong and where."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -43,6 +44,13 @@ def test_a_function_with_options(written) -> None:
     assert made.seed == 0
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_is_none(written, scale: float) -> None:
+    for given in (written(GOOD), "smollm2", "nanbeige4_3b"):
+        with pytest.raises(UserError, match=f"scale is {scale}: expected a number above 0"):
+            find_recipe(given, {"scale": scale})
+
+
 def test_a_variable(written) -> None:
     path = written('recipe = Recipe("mine", Step("numbers", Count, {"to": 3}))')
     assert find_recipe(path, {"scale": None}).name == "mine"
@@ -69,13 +77,25 @@ def test_a_function_without_the_option(written) -> None:
         ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
         ("x = 1", "defines no recipe"),
         ("def recipe(): return 3", "defines no recipe"),
-        ("def recipe(): raise ValueError('shares sum to 0.9')", "shares sum to 0.9"),
+        ("def recipe(): raise ValueError('shares sum to 0.9')", r"_0\.py, line 6: shares sum to 0.9"),
+        ("def recipe(): return 1 / 0", r"_0\.py, line 6: division by zero"),
+        ("open('nowhere.txt')", r"_0\.py, line 6: .*No such file or directory: 'nowhere.txt'"),
+        (
+            GOOD.replace("Count.Config(to=round(10 * scale))", "\n        {}"),
+            r"_0\.py, line 8: step 'numbers': .* needs to",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(written, text: str, told: str) -> None:
     path = written(text)
     with pytest.raises(UserError, match=told):
         find_recipe(path, {})
+
+
+def test_a_wrong_line_of_an_imported_file_is_said_to_be_there(written, tmp_path: Path) -> None:
+    (tmp_path / "helper_of_a_recipe.py").write_text("x = 1\ndef broken(:\n")
+    with pytest.raises(UserError, match=r"helper_of_a_recipe\.py, line 2: invalid syntax: def broken"):
+        find_recipe(written("import helper_of_a_recipe"), {})
 
 
 def test_a_type_error_that_is_no_misspelling_is_a_defect(written) -> None:

@@ -193,6 +193,14 @@ def test_curves_of_both_counters() -> None:
     assert [made.title.text for made in curves(rows)] == ["loss", "reward"]
 
 
+@pytest.mark.parametrize("count", [400, 401, 799, 12_345])
+def test_a_curve_has_few_points_and_ends_where_the_run_did(count: int) -> None:
+    (made,) = curves([{"step": i, "loss": float(i)} for i in range(count)])
+    (source,) = {renderer.data_source for renderer in made.renderers}
+    assert count / 31 < len(source.data["x"]) <= 401
+    assert [source.data["x"][0], source.data["x"][-1]] == [0, count - 1]
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
