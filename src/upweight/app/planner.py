@@ -19,6 +19,7 @@ Memory of a training step is 16 bytes a parameter (weights, gradients and two mo
 the GPUs, two layers' worth of gathered weights, and the activations, of which recomputation keeps about a twentieth.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +34,7 @@ from upweight.app.environment import resident_memory_bytes
 from upweight.app.recipe import Recipe, Step
 from upweight.core.work import Estimate, Machine
 from upweight.model.config import usual_width
-from upweight.train.speed import peak_flops_per_second
+from upweight.train.speed import peak_flops_per_second, plain_flops_per_second
 
 HALF_TRAINED, HALF_SAMPLED = 128.0, 500.0
 """Measured on a CPU in float32 (docs/log.md): of training 0.5 at width 128 and 0.77 at 576; of decoding 0.15 to 0.2 at
@@ -65,8 +66,11 @@ class Speed:
 
     def flops_per_second(self, parameters: float | int) -> float:
         """The speed at the width of a model of so many parameters."""
-        dtype = "float32" if torch.device(self.machine.device).type == "cpu" else "bfloat16"
-        return peak_flops_per_second(usual_width(parameters), self.machine.device, dtype)
+        return peak_flops_per_second(usual_width(parameters), self.machine.device, self._dtype)
+
+    @property
+    def _dtype(self) -> str:
+        return "float32" if torch.device(self.machine.device).type == "cpu" else "bfloat16"
 
     def seconds(self, estimate: Estimate, parameters: float | int = 0) -> float:
         """How long work of this cost takes here. A step that makes no model computes with one of `parameters`."""
@@ -74,9 +78,11 @@ class Speed:
             return estimate.seconds
         size = estimate.parameters or parameters
         speed, width = self.flops_per_second(size), usual_width(size)
-        trained = (estimate.flops - estimate.sampled_flops) * (1 + HALF_TRAINED / width)
-        sampled = estimate.sampled_flops * (1 + HALF_SAMPLED / width)
-        return (trained + sampled) / speed + estimate.seconds
+        trained, sampled = estimate.flops - estimate.sampled_flops, estimate.sampled_flops
+        beside = (trained * HALF_TRAINED + sampled * HALF_SAMPLED) / width
+        # what is no product gains less from a faster library of products: by two quickstarts, the root (docs/log.md)
+        slower = math.sqrt(speed * plain_flops_per_second(width, self.machine.device, self._dtype))
+        return estimate.flops / speed + beside / slower + estimate.seconds
 
 
 def estimates(recipe: Recipe) -> dict[str, Estimate]:

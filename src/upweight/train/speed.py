@@ -3,11 +3,14 @@
 import functools
 import math
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from upweight.model.memory import keep_freed_memory
-from upweight.model.products import linear
+from upweight.model.products import faster_in_float32, linear
 
 MEASURED_SECONDS = 0.25
 NARROWEST, WIDEST = 64, 4096
@@ -18,12 +21,22 @@ WIDEST_ON_CPU = 512
 def peak_flops_per_second(width: float | int, device: str, dtype: str) -> float:
     """Operations a second of the largest matrix product of a layer of about this width; measured once in a process."""
     on_cpu = torch.device(device).type == "cpu"
-    rounded = 2 ** round(math.log2(max(NARROWEST, min(WIDEST_ON_CPU if on_cpu else WIDEST, width))))
-    return _measured(rounded, device, dtype) * (torch.get_num_threads() if on_cpu else 1)
+    return _measured(_rounded(width, on_cpu=on_cpu), device, dtype) * (torch.get_num_threads() if on_cpu else 1)
+
+
+def plain_flops_per_second(width: float | int, device: str, dtype: str) -> float:
+    """The same by torch's own choice of library, where this package takes a faster one for its products."""
+    if dtype != "float32" or torch.device(device).type != "cpu" or not faster_in_float32():
+        return peak_flops_per_second(width, device, dtype)
+    return _measured(_rounded(width, on_cpu=True), device, dtype, functional.linear) * torch.get_num_threads()
+
+
+def _rounded(width: float | int, *, on_cpu: bool) -> int:
+    return int(2 ** round(math.log2(max(NARROWEST, min(WIDEST_ON_CPU if on_cpu else WIDEST, width)))))
 
 
 @functools.cache
-def _measured(width: int, device: str, dtype: str) -> float:
+def _measured(width: int, device: str, dtype: str, product: Callable[[Tensor, Tensor], Tensor] = linear) -> float:
     """[rows width] x [4 width width]^T of random numbers (constant ones multiply faster on a GPU), the best of several.
 
     On a CPU that of one thread, by processor time: other work on the machine slows the run, but is no part of the plan,
@@ -44,8 +57,8 @@ def _measured(width: int, device: str, dtype: str) -> float:
     while time.perf_counter() - began < MEASURED_SECONDS:
         start = clock()
         for _ in range(products):
-            product = linear(left, right)
-        product[0, 0].item()  # waits for the device
+            last = product(left, right)
+        last[0, 0].item()  # waits for the device
         best = min(best, (clock() - start) / products)
     torch.set_num_threads(threads)
     return 2 * rows * width * 4 * width / best
