@@ -121,7 +121,7 @@ def ranked_batch(pairs: Sequence[Members], row_tokens: int) -> RankedBatch:
     return RankedBatch(pack(strips, row_tokens), 2 * numbers, 2 * numbers + 1)
 
 
-def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dict[str, float | None]:
+def _measure(model: ScalarHead, pairs: Sequence[Members], config: Config) -> dict[str, float | int | None]:
     """Accuracy on held-out pairs (a tie counts half), and whether the score follows length more than the preferences
     themselves do."""
     differences: list[float] = []

@@ -5,7 +5,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,6 +16,7 @@ from upweight.core.errors import UserError
 from upweight.core.identity import plain
 from upweight.core.records import Sample
 from upweight.core.work import Machine
+from upweight.store.artifact import LocalStore
 from upweight.store.jsonl import write_jsonl
 
 OWN = '''"""Large weights know more.
@@ -33,6 +34,7 @@ from upweight.core.protocols import Limits
 from upweight.core.records import Message, Problem
 from upweight.core.work import Estimate
 from upweight.stages import evaluate
+from upweight.store.artifact import LocalStore
 from upweight.store.jsonl import write_jsonl
 
 
@@ -145,7 +147,15 @@ def test_families_are_named_as_the_table_names_them(tmp_path: Path) -> None:
     for place, arm in enumerate(arms):
         samples = [Sample("p", index, float(index < place), "", "end", 1, "", "", None) for index in range(2)]
         write_jsonl(tmp_path / "samples" / f"{arm}.fullstack:zh.jsonl", samples)
-    store = SimpleNamespace(open=lambda name: tmp_path, manifest=lambda name: {"timings": {"processor_seconds": 1.0}})
+
+    class Store(LocalStore):
+        def open(self, name: str) -> Path:
+            return tmp_path
+
+        def manifest(self, name: str) -> dict[str, Any]:
+            return {"timings": {"processor_seconds": 1.0}}
+
+    store = Store(tmp_path, "quickstart")
     found = outcome({0: recipe}, {0: store})
     assert [(row["family"], row["mean"]) for row in found["arms"]] == [("fullstack:zh", mean) for mean in (0, 0.5, 1)]
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
+from jaxtyping import TypeCheckError
 from small_stages import Count, Total
 
 from upweight.app.recipe import Recipe, Step
@@ -80,11 +81,16 @@ def test_what_is_no_stage_and_no_config_is_refused() -> None:
 
 def test_inputs_and_goals_are_steps() -> None:
     numbers = Step("numbers", Count, Count.Config(1))
+    # with the types of arguments checked, as here by default, most are refused for their type
+    of_inputs, of_goal = (
+        r"step 'total': its inputs are .* expected the steps that it reads|parameter 'inputs'",
+        r"recipe 'r': its goal is .* expected a step, or a tuple of steps|parameter 'goal'",
+    )
     for inputs in ([numbers], {"from": "numbers"}, (numbers,)):
-        with pytest.raises(UserError, match=r"step 'total': its inputs are .* expected the steps that it reads"):
+        with pytest.raises((UserError, TypeCheckError), match=of_inputs):
             Step("total", Total, Total.Config(), inputs)
     for goal in ([numbers], (), ("numbers",), "numbers"):
-        with pytest.raises(UserError, match=r"recipe 'r': its goal is .* expected a step, or a tuple of steps"):
+        with pytest.raises((UserError, TypeCheckError), match=of_goal):
             Recipe("r", goal)
 
 
