@@ -120,6 +120,9 @@ def test_the_start_is_a_recipe(tmp_path: Path) -> None:
     assert made.identities()
     with pytest.raises(UserError, match="exists already"):
         write_start(path)
+    for module in ("torch", "queue", "upweight"):
+        with pytest.raises(UserError, match=f"would hide the module {module}"):
+            write_start(tmp_path / f"{module}.py")
     with pytest.raises(UserError, match="Python file"):
         write_start(tmp_path / "recipe.yaml")
     sys.modules.pop("my_start")
