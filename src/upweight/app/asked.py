@@ -26,8 +26,13 @@ UNSERVED: Mapping[str, Any] = {
     "functions": [],
     "function_call": "none",
     "suffix": "",
+    "repetition_penalty": 1,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "stop_token_ids": [],
 }
-"""Fields of the interface that would change the answer and are not served, and the value that asks for nothing."""
+"""Fields of the interface, and of vLLM's beside it, that would change the answer and are not served; and the value of
+each that asks for nothing."""
 
 
 class StreamOptions(BaseModel):

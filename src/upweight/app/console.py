@@ -268,8 +268,11 @@ def _spent(path: Path) -> tuple[float, int]:
     """Seconds and attempts of earlier runs of this artifact."""
     if not path.exists():
         return 0.0, 1
-    earlier = json.loads(path.read_text())
-    return float(earlier["seconds"]), int(earlier["attempts"]) + 1
+    try:
+        earlier = json.loads(path.read_text())
+        return float(earlier["seconds"]), int(earlier["attempts"]) + 1
+    except ValueError:  # it is not flushed, so a power failure may leave it empty
+        return 0.0, 2
 
 
 def duration(seconds: float | int) -> str:

@@ -56,6 +56,14 @@ def test_recorded_rows_are_appended_after_a_kill(tmp_path: Path) -> None:
     assert rows == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
 
+@pytest.mark.parametrize("left", ["", "\0" * 40, '{"seconds": 3'])
+def test_a_note_that_a_power_failure_has_spoiled_does_not_stop_the_next_run(tmp_path: Path, left: str) -> None:
+    (tmp_path / ".spent.json").write_text(left)
+    monitor = ConsoleMonitor(Console(file=io.StringIO()), tmp_path, "base")
+    assert monitor.attempts == 2
+    monitor.close()
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [

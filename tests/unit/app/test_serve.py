@@ -89,8 +89,9 @@ def test_several_answers_and_logprobs(client: openai.OpenAI) -> None:
 
 def test_null_stands_for_the_default(base: str) -> None:
     fields = ("temperature", "top_p", "n", "stop", "seed", "stream", "max_tokens", "logprobs", "tools", "logit_bias")
-    body = {"messages": QUESTION, **dict.fromkeys(fields), "max_completion_tokens": 3, "presence_penalty": 0}
-    reply = httpx.post(f"{base}/v1/chat/completions", json={**body, "response_format": {"type": "text"}})
+    body = {"messages": QUESTION, **dict.fromkeys(fields), "max_completion_tokens": 3, "ignore_eos": False}
+    nothing = {"presence_penalty": 0, "response_format": {"type": "text"}}
+    reply = httpx.post(f"{base}/v1/chat/completions", json={**body, **nothing})
     assert reply.status_code == 200, reply.text
     assert reply.json()["usage"]["completion_tokens"] <= 3
 
@@ -103,6 +104,10 @@ def test_null_stands_for_the_default(base: str) -> None:
         {"logit_bias": {"5": -100}},
         {"functions": [{"name": "f"}]},
         {"best_of": 4},
+        {"repetition_penalty": 1.1},
+        {"min_tokens": 5},
+        {"ignore_eos": True},
+        {"stop_token_ids": [7]},
     ],
 )
 def test_what_would_change_the_answer_is_not_passed_over(client: openai.OpenAI, field: dict[str, object]) -> None:
